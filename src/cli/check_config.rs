@@ -1,0 +1,29 @@
+//! `sniffer check-config [FILE]`.
+
+use std::path::{Path, PathBuf};
+
+use super::{ANSWERED, Failure, UNANSWERED, printed};
+use crate::config::{self, DEFAULT_PATH};
+use crate::report;
+
+/// Parses and validates a configuration; every mistake is a line on standard error.
+pub(super) fn run(file: Option<PathBuf>) -> Result<u8, Failure> {
+    let path = file.unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
+    match config::read(&path) {
+        Ok(settings) => {
+            let notes: String = settings.not_yet().iter().map(|note| format!("note: {note}\n")).collect();
+            printed(report::print(&format!("{}: valid\n{notes}", show(&path))))?;
+            Ok(ANSWERED)
+        }
+        Err(error) => {
+            for line in error.lines() {
+                report::complain(&line);
+            }
+            Ok(UNANSWERED)
+        }
+    }
+}
+
+fn show(path: &Path) -> String {
+    crate::model::escape::Escaped(&path.to_string_lossy()).to_string()
+}

@@ -1,0 +1,311 @@
+//! `sniffer daemon`: sets up the agent and what serves it, and ends them on a signal.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::{ANSWERED, Failure, environment};
+use crate::config::{self, ConfigError, Events, Settings};
+use crate::engine::agent::{Agent, Outside, Watch};
+use crate::engine::{Leak, Notice, Question, Topic};
+use crate::kernel::process::Reader;
+use crate::model::escape::Escaped;
+use crate::model::job::{Job, JobState};
+use crate::model::socket::Protocol;
+use crate::model::target::Target;
+use crate::report;
+use crate::serve::control::{self, ControlSocket};
+use crate::serve::http;
+use crate::serve::metrics::{self, Exporter};
+
+/// A taken metrics port is tried again this often.
+const LISTEN_AGAIN: Duration = Duration::from_secs(10);
+/// What still runs at the end is given this long.
+const SHUTDOWN: Duration = Duration::from_millis(200);
+
+/// Runs until SIGTERM or SIGINT.
+pub(super) fn run(config: Option<&Path>) -> Result<u8, Failure> {
+    let settings = config::load(config).map_err(|error| mistakes(&error))?;
+    log();
+    for note in settings.not_yet() {
+        tracing::warn!("{note}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the agent cannot start: {error}"))?;
+    let outcome = runtime.block_on(serve(settings, config));
+    runtime.shutdown_timeout(SHUTDOWN);
+    outcome
+}
+
+/// All mistakes, a line each but the last, which the caller prints.
+fn mistakes(error: &ConfigError) -> Failure {
+    for line in error.lines() {
+        report::complain(&line);
+    }
+    "the agent does not start on a configuration with mistakes; mend it, and test it with `sniffer check-config`".to_owned()
+}
+
+fn log() {
+    let filter = environment("SNIFFER_LOG")
+        .and_then(|filter| filter.into_string().ok())
+        .and_then(|filter| EnvFilter::try_new(filter).ok())
+        .unwrap_or_else(|| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    // systemd sets JOURNAL_STREAM where standard error is the journal: then fields go there as fields.
+    let journal = environment("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let stderr = journal
+        .is_none()
+        .then(|| tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false));
+    // A second subscriber in one process (tests) is refused; the first one goes on.
+    let _ = registry.with(journal).with(stderr).try_init();
+}
+
+async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure> {
+    let mut signals = Signals::catch().map_err(|error| format!("signals cannot be caught: {error}"))?;
+    let (_socket, listener) =
+        ControlSocket::bind(&settings.socket, settings.socket_mode).map_err(|error| error.to_string())?;
+    let systems = settings.systems();
+    let reader = Arc::new(Reader::new(systems.iter().flat_map(|system| system.variables())));
+    let watch = Watch { events: settings.events != Events::Poll, interval: settings.interval };
+    let mut agent = Agent::start(settings.policy(), watch, reader, Journal::new());
+    tokio::spawn(http::serve_unix(listener, control::router(agent.clone())));
+    if let Some(address) = settings.listen {
+        tokio::spawn(serve_metrics(address, Exporter::new(agent.clone(), settings.max_series)));
+    }
+    let announced = tokio::spawn({
+        let mut agent = agent.clone();
+        async move {
+            if agent.ready().await {
+                tracing::info!("ready");
+                notify(&[NotifyState::Ready, NotifyState::Status("watching")]);
+            }
+        }
+    });
+    tracing::info!(socket = %settings.socket.display(), version = env!("CARGO_PKG_VERSION"), "sniffer started");
+    signals.handle(&mut agent, &settings, config).await;
+    announced.abort();
+    notify(&[NotifyState::Stopping]);
+    tracing::info!("stopped");
+    Ok(ANSWERED)
+}
+
+/// systemd's notification; a no-op where nobody listens for it.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("systemd was not notified: {error}");
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns when the agent shall end; reloads the configuration on the way.
+    async fn handle(&mut self, agent: &mut Agent, settings: &Settings, config: Option<&Path>) {
+        let mut settings = settings.clone();
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => settings = reload(agent, settings, config).await,
+            }
+        }
+    }
+}
+
+/// Loads the configuration again. One with mistakes is refused and the old one stays; so do the parts that need a restart.
+async fn reload(agent: &Agent, old: Settings, config: Option<&Path>) -> Settings {
+    if let Ok(reloading) = NotifyState::monotonic_usec_now() {
+        notify(&[NotifyState::Reloading, reloading]);
+    }
+    let settings = match config::load(config) {
+        Ok(new) => {
+            let needs_restart = restart_only(&new) != restart_only(&old);
+            agent.reload(new.policy(), new.interval).await;
+            tracing::info!("configuration reloaded");
+            if needs_restart {
+                tracing::warn!(
+                    "[control], [metrics], watch.events and [[jobs.custom]] variables take effect at the next start"
+                );
+            }
+            new
+        }
+        Err(error) => {
+            for line in error.lines() {
+                tracing::error!("{}", Escaped(&line));
+            }
+            tracing::error!("the new configuration is refused, the old one stays");
+            old
+        }
+    };
+    notify(&[NotifyState::Ready, NotifyState::Status("watching")]);
+    settings
+}
+
+fn restart_only(settings: &Settings) -> Settings {
+    let Settings { socket, socket_mode, listen, max_series, events, custom, .. } = settings.clone();
+    Settings { socket, socket_mode, listen, max_series, events, custom, ..Settings::default() }
+}
+
+/// Serves metrics and health. Where the port is taken the agent says by whom, and tries again: it must not fall over its
+/// own subject.
+async fn serve_metrics(address: SocketAddr, exporter: Exporter) {
+    let mut complained = false;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                tracing::info!(%address, "metrics are served");
+                return http::serve_tcp(listener, metrics::router(exporter)).await;
+            }
+            Err(error) if !complained => {
+                complained = true;
+                tracing::error!(
+                    "metrics cannot be served on {address}: {error}; trying again every {}s",
+                    LISTEN_AGAIN.as_secs()
+                );
+                tokio::spawn(say_who_holds(address, exporter.agent.clone()));
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(LISTEN_AGAIN).await;
+    }
+}
+
+async fn say_who_holds(address: SocketAddr, agent: Agent) {
+    let port = address.port();
+    let target = Target { ports: port..=port, protocol: Some(Protocol::Tcp), address: Some(address.ip()) };
+    let question = Question {
+        topic: Topic::Target(target),
+        netns: Some(crate::model::netns::NetnsSelector::Name("host".to_owned())),
+    };
+    match agent.ask(question).await {
+        Ok(answer) => match answer.claims.iter().find_map(|claim| claim.holders.first()) {
+            Some(holder) => {
+                let comm = Escaped(holder.comm.as_deref().unwrap_or("?")).to_string();
+                tracing::error!(
+                    port,
+                    pid = holder.pid,
+                    comm,
+                    "{address} is held by {comm} (pid {})",
+                    holder.pid
+                );
+            }
+            None => tracing::error!(port, "no process was found that holds {address}"),
+        },
+        Err(error) => tracing::error!("who holds {address} is not known: {error}"),
+    }
+}
+
+/// Log lines with fields, and the watchdog.
+struct Journal {
+    watchdog: bool,
+}
+
+impl Journal {
+    fn new() -> Self {
+        Journal { watchdog: sd_notify::watchdog_enabled().is_some() }
+    }
+}
+
+impl Outside for Journal {
+    fn notice(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Job(state, job) => log_job(*state, job),
+            Notice::Leak(leaked, leak) => log_leak(*leaked, leak),
+        }
+    }
+
+    fn alive(&mut self) {
+        if self.watchdog {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn escaped(text: Option<&str>) -> Option<String> {
+    text.map(|text| Escaped(text).to_string())
+}
+
+fn log_job(state: JobState, job: &Job) {
+    let (ci, id) = (Escaped(&job.ci).to_string(), Escaped(&job.id).to_string());
+    let (name, repository) = (escaped(job.name.as_deref()), escaped(job.repository.as_deref()));
+    tracing::info!(
+        event = "job",
+        ci,
+        job_id = id,
+        job = name,
+        repository,
+        state = state.as_str(),
+        "job {ci} {id} is {}",
+        state.as_str()
+    );
+}
+
+fn log_leak(leaked: bool, leak: &Leak) {
+    let pid = leak.holder.as_ref().map(|(pid, _)| *pid);
+    let comm = escaped(leak.holder.as_ref().map(|(_, comm)| comm.as_str()));
+    let job = leak.job.as_ref();
+    let ci = escaped(job.map(|job| job.ci.as_str()));
+    let id = escaped(job.map(|job| job.id.as_str()));
+    let name = escaped(job.and_then(|job| job.name.as_deref()));
+    let repository = escaped(job.and_then(|job| job.repository.as_deref()));
+    let netns = leak
+        .netns
+        .name
+        .as_deref()
+        .map_or_else(|| leak.netns.inode.to_string(), |name| Escaped(name).to_string());
+    let (port, protocol, reason) = (leak.port, leak.protocol, &leak.reason);
+    if leaked {
+        tracing::warn!(
+            event = "leak",
+            port,
+            protocol,
+            netns,
+            pid,
+            comm,
+            ci,
+            job_id = id,
+            job = name,
+            repository,
+            reason,
+            "port {port}/{protocol} has leaked"
+        );
+    } else {
+        tracing::info!(
+            event = "leak_resolved",
+            port,
+            protocol,
+            netns,
+            pid,
+            comm,
+            ci,
+            job_id = id,
+            job = name,
+            repository,
+            "port {port}/{protocol} has not leaked any more"
+        );
+    }
+}

@@ -1,0 +1,154 @@
+//! `sniffer doctor`: tries everything the program uses, and says what is lost where it does not work.
+
+use serde::Serialize;
+
+use super::{ANSWERED, Failure, OTHERWISE, printed};
+use crate::config;
+use crate::kernel::proc_events::ProcEvents;
+use crate::kernel::sock_diag::{Depth, DiagQuery};
+use crate::kernel::{capability, cgroup, netns, sock_diag};
+use crate::model::answer::SCHEMA;
+use crate::model::socket::ClaimKind;
+use crate::report::{self, Check};
+
+#[derive(Debug, Serialize)]
+struct Document {
+    schema: u32,
+    checks: Vec<Check>,
+}
+
+/// Tries, and tells.
+pub(super) fn run(json: bool) -> Result<u8, Failure> {
+    let mut checks =
+        vec![sockets(), bound_sockets(), process_events(), control_groups(), ebpf(), configuration()];
+    checks.extend(privileges());
+    let all = checks.iter().all(|check| check.ok);
+    printed(if json {
+        report::print_json(&Document { schema: SCHEMA, checks })
+    } else {
+        report::print(&report::checks(&checks))
+    })?;
+    Ok(if all { ANSWERED } else { OTHERWISE })
+}
+
+fn check(name: &str, outcome: Result<String, (String, String)>) -> Check {
+    match outcome {
+        Ok(found) => Check { name: name.to_owned(), ok: true, found, remedy: None },
+        Err((found, remedy)) => Check { name: name.to_owned(), ok: false, found, remedy: Some(remedy) },
+    }
+}
+
+fn dump(depth: Depth, port: Option<u16>) -> std::io::Result<Vec<crate::model::socket::Socket>> {
+    let own = netns::own()?;
+    sock_diag::dump(own, &DiagQuery { ports: port.map(|port| port..=port), depth })
+}
+
+fn sockets() -> Check {
+    check(
+        "sockets (sock_diag)",
+        dump(Depth::Listeners, None)
+            .map(|sockets| format!("{} listeners in this network namespace", sockets.len()))
+            .map_err(|error| {
+                (
+                    error.to_string(),
+                    "no port can be seen; the kernel needs INET_DIAG, INET_TCP_DIAG, INET_UDP_DIAG"
+                        .to_owned(),
+                )
+            }),
+    )
+}
+
+/// Binds a port of its own on loopback, without listening, and looks whether the kernel lists it.
+fn bound_sockets() -> Check {
+    let remedy =
+        || "TCP sockets that are bound and do not listen stay unseen; Linux 6.8 lists them".to_owned();
+    let seen = bound_port().and_then(|(_socket, port)| dump(Depth::Everything, Some(port)));
+    check(
+        "bound sockets",
+        match seen {
+            Ok(sockets) if sockets.iter().any(|socket| socket.kind() == ClaimKind::Bound) => {
+                Ok("listed by this kernel".to_owned())
+            }
+            Ok(_) => Err(("not listed by this kernel".to_owned(), remedy())),
+            Err(error) => Err((error.to_string(), remedy())),
+        },
+    )
+}
+
+fn bound_port() -> std::io::Result<(rustix::fd::OwnedFd, u16)> {
+    use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
+    let fd = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    bind(&fd, &std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let address = std::net::SocketAddrV4::try_from(getsockname(&fd)?)?;
+    Ok((fd, address.port()))
+}
+
+fn process_events() -> Check {
+    check(
+        "process events",
+        ProcEvents::subscribe().map(|_| "fork, exec and exit of every process".to_owned()).map_err(|error| {
+            (
+                error.to_string(),
+                "the daemon polls processes instead: a job's short-lived processes may be missed".to_owned(),
+            )
+        }),
+    )
+}
+
+fn control_groups() -> Check {
+    check(
+        "cgroup v2",
+        cgroup::mount().map(|path| format!("mounted at {}", path.display())).ok_or_else(|| {
+            (
+                "not mounted".to_owned(),
+                "the cgroup of a socket's creator stays unknown; mount cgroup2".to_owned(),
+            )
+        }),
+    )
+}
+
+/// Not a loss of this host's: this version has no BPF source, and says so.
+fn ebpf() -> Check {
+    check(
+        "ebpf",
+        Ok("not used by this version: failed binds are not seen, and a listener is noticed at the next look"
+            .to_owned()),
+    )
+}
+
+fn configuration() -> Check {
+    check(
+        "configuration",
+        match config::load(None) {
+            Ok(settings) => {
+                let notes = settings.not_yet().join("; ");
+                Ok(if notes.is_empty() { "valid, or absent: the defaults".to_owned() } else { notes })
+            }
+            Err(error) => Err((error.to_string(), "`sniffer check-config` names every mistake".to_owned())),
+        },
+    )
+}
+
+fn privileges() -> Vec<Check> {
+    match capability::missing() {
+        Ok(missing) => capability::USED
+            .iter()
+            .map(|capability| {
+                check(
+                    capability.name,
+                    if missing.contains(capability) {
+                        Err((
+                            "missing".to_owned(),
+                            format!("{}; run as root, or use the unit file", capability.lost),
+                        ))
+                    } else {
+                        Ok("held".to_owned())
+                    },
+                )
+            })
+            .collect(),
+        Err(error) => {
+            vec![check("capabilities", Err((format!("{error:?}"), "is /proc mounted?".to_owned())))]
+        }
+    }
+}

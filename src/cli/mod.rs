@@ -1,0 +1,143 @@
+//! The command line: one file a verb. Parses, calls, turns the outcome into text and an exit code.
+
+mod ask;
+mod check_config;
+mod daemon;
+mod doctor;
+mod shell;
+mod verbs;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::report;
+
+/// Answered.
+const ANSWERED: u8 = 0;
+/// Answered the other way: nobody holds it, leaks exist.
+const OTHERWISE: u8 = 1;
+/// The question could not be answered.
+const UNANSWERED: u8 = 2;
+
+/// Who holds a port on this host, for which CI job, and whether it has leaked.
+#[derive(Debug, Parser)]
+#[command(name = "sniffer", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Who holds a port now, why, since when, for which job, and what to do
+    #[command(
+        after_help = "Examples:\n  sniffer who-holds 8081\n  sniffer who-holds 127.0.0.1:8081/tcp --json\n  sniffer who-holds 8000-8100 --netns blue\n\nExit code: 0 held, 1 nobody holds it, 2 could not be answered."
+    )]
+    WhoHolds {
+        /// 8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100
+        target: String,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Every held port in every network namespace
+    #[command(
+        after_help = "Examples:\n  sniffer list\n  sniffer list --netns host\n  sniffer list --json | jq '.claims[].port'\n\nExit code: 0 some port is held, 1 none is, 2 could not be answered."
+    )]
+    List {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Listeners that outlived their job (asks the daemon)
+    #[command(
+        after_help = "Examples:\n  sniffer leaks\n  sniffer leaks --json\n\nExit code: 0 nothing leaked, 1 leaks exist, 2 no daemon runs."
+    )]
+    Leaks {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// The agent: watches, judges, exports metrics, answers
+    #[command(
+        after_help = "Examples:\n  sniffer daemon\n  sniffer daemon --config ./config.toml\n\nSIGTERM ends it, SIGHUP reloads the configuration. SNIFFER_LOG sets the log filter (error, warn, info, debug)."
+    )]
+    Daemon {
+        /// Configuration [default: /etc/sniffer/config.toml where it exists]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Parse and validate a configuration, naming every mistake
+    #[command(
+        after_help = "Examples:\n  sniffer check-config\n  sniffer check-config ./config.toml\n\nExit code: 0 valid, 2 mistakes."
+    )]
+    CheckConfig {
+        /// The file [default: /etc/sniffer/config.toml]
+        file: Option<PathBuf>,
+    },
+    /// What this kernel and these privileges allow, and what is lost without each
+    #[command(
+        after_help = "Examples:\n  sniffer doctor\n  sudo sniffer doctor --json\n\nExit code: 0 everything is there, 1 something is missing."
+    )]
+    Doctor {
+        /// One JSON document on standard output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Completions for a shell
+    #[command(after_help = "Example:\n  sniffer completions bash > /etc/bash_completion.d/sniffer")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// The manual page
+    #[command(after_help = "Example:\n  sniffer man | man -l -")]
+    Man,
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// Only this network namespace: a name (host is your own), an inode, or PID:n
+    #[arg(long, value_name = "NETNS")]
+    netns: Option<String>,
+    /// One JSON document on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a verb failed: one line on standard error, exit code 2.
+type Failure = String;
+
+/// Parses the arguments, runs the verb, and answers with its exit code.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.verb {
+        Verb::WhoHolds { target, options } => verbs::who_holds(&target, &options),
+        Verb::List { options } => verbs::list(&options),
+        Verb::Leaks { options } => verbs::leaks(&options),
+        Verb::Daemon { config } => daemon::run(config.as_deref()),
+        Verb::CheckConfig { file } => check_config::run(file),
+        Verb::Doctor { json } => doctor::run(json),
+        Verb::Completions { shell } => shell::completions(shell),
+        Verb::Man => shell::man(),
+    };
+    ExitCode::from(outcome.unwrap_or_else(|failure| {
+        report::complain(&failure);
+        UNANSWERED
+    }))
+}
+
+/// A pipe closed by its reader (`| head`) is no failure worth words.
+fn printed(result: std::io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(format!("cannot write the answer: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An environment variable of this program's own; empty counts as unset.
+#[allow(clippy::disallowed_methods, reason = "the one place that reads this program's environment")]
+fn environment(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}

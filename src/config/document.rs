@@ -1,0 +1,192 @@
+//! The document's tables and keys, one after the other, as the contract lists them.
+
+use std::path::PathBuf;
+
+use toml::de::DeTable;
+
+use super::value::{Mistakes, Table, duration, size};
+use super::{AlertSink, Events, Mistake, Settings};
+use crate::judge::ci::{self, Custom};
+
+/// Looks at shorter intervals would be the agent's own load.
+const SHORTEST_INTERVAL_MS: u128 = 100;
+
+/// Settings of a document, or every mistake in it.
+pub(super) fn settings(text: &str) -> Result<Settings, Vec<Mistake>> {
+    let mut mistakes = Mistakes::new(text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        mistakes.add(error.span().unwrap_or(0..0), "", error.message());
+    }
+    let mut settings = Settings::default();
+    let mut root = Table::root(&document);
+    control(&mut root.table("control", &mut mistakes), &mut settings, &mut mistakes);
+    metrics(&mut root.table("metrics", &mut mistakes), &mut settings, &mut mistakes);
+    watch(&mut root.table("watch", &mut mistakes), &mut settings, &mut mistakes);
+    leak(&mut root.table("leak", &mut mistakes), &mut settings, &mut mistakes);
+    history(&mut root.table("history", &mut mistakes), &mut settings, &mut mistakes);
+    jobs(&mut root.table("jobs", &mut mistakes), &mut settings, &mut mistakes);
+    alerts(&mut root.table("alerts", &mut mistakes), &mut settings, &mut mistakes);
+    root.finish_here(&mut mistakes);
+    let mistakes = mistakes.finish();
+    if mistakes.is_empty() { Ok(settings) } else { Err(mistakes) }
+}
+
+fn control(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
+    if let Some(path) = table.string("socket", mistakes, absolute_path) {
+        settings.socket = path;
+    }
+    if let Some(mode) = table.string("mode", mistakes, mode) {
+        settings.socket_mode = mode;
+    }
+    table.finish_here(mistakes);
+}
+
+fn metrics(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
+    let listen = |text: &str| {
+        match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| {
+            format!("'{text}' is no address with a port; write an IP address, as in \"127.0.0.1:9817\", or \"\" for none (names are not looked up)")
+        }),
+    }
+    };
+    if let Some(listen) = table.string("listen", mistakes, listen) {
+        settings.listen = listen;
+    }
+    if let Some(max) = table.integer("max_series", mistakes, 1..=100_000) {
+        settings.max_series = usize::try_from(max).unwrap_or(usize::MAX);
+    }
+    table.finish_here(mistakes);
+}
+
+fn watch(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
+    let events = |text: &str| match text {
+        "auto" => Ok(Events::Auto),
+        "ebpf" => Ok(Events::Ebpf),
+        "proc" => Ok(Events::Proc),
+        "poll" => Ok(Events::Poll),
+        other => Err(format!("'{other}' is none of auto, ebpf, proc, poll")),
+    };
+    if let Some(events) = table.string("events", mistakes, events) {
+        settings.events = events;
+    }
+    let interval = |text: &str| match duration(text)? {
+        interval if interval.as_millis() < SHORTEST_INTERVAL_MS => {
+            Err(format!("'{text}' is too short: 100ms at the least"))
+        }
+        interval => Ok(interval),
+    };
+    if let Some(interval) = table.string("interval", mistakes, interval) {
+        settings.interval = interval;
+    }
+    if let Some(nat) = table.boolean("nat", mistakes) {
+        settings.nat = nat;
+    }
+    table.finish_here(mistakes);
+}
+
+fn leak(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
+    if let Some(grace) = table.string("grace", mistakes, duration) {
+        settings.grace = grace;
+    }
+    if let Some(exempt) = table.strings("exempt", mistakes, not_empty) {
+        settings.exempt = exempt;
+    }
+    table.finish_here(mistakes);
+}
+
+fn history(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
+    let path = |text: &str| if text.is_empty() { Ok(None) } else { absolute_path(text).map(Some) };
+    if let Some(path) = table.string("path", mistakes, path) {
+        settings.history = path;
+    }
+    if let Some(retention) = table.string("retention", mistakes, duration) {
+        settings.retention = retention;
+    }
+    if let Some(bytes) = table.string("max_size", mistakes, size) {
+        settings.max_size_bytes = bytes;
+    }
+    table.finish_here(mistakes);
+}
+
+fn jobs(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
+    let mut names: Vec<String> = ci::built_in().iter().map(|system| system.name().to_owned()).collect();
+    let built_in = names.len();
+    for mut system in table.tables("custom", mistakes) {
+        let name =
+            system.required("name", mistakes, |text| match names.iter().position(|name| name == text) {
+                Some(index) if index < built_in => Err(format!("'{text}' is a built-in CI system")),
+                Some(_) => Err(format!("'{text}' is defined twice")),
+                None => system_name(text),
+            });
+        let id_env = system.some_strings("id_env", mistakes, variable_name);
+        let ends = system.string("ends", mistakes, |text| not_empty(text).map(|()| text.to_owned()));
+        system.finish_here(mistakes);
+        if let (Some(name), Some(id_env)) = (name, id_env) {
+            names.push(name.clone());
+            settings.custom.push(Custom { name, id_env, ends });
+        }
+    }
+    table.finish_here(mistakes);
+}
+
+fn alerts(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
+    for mut sink in table.tables("alertmanager", mistakes) {
+        settings.alerts.extend(sink.required("url", mistakes, url).map(AlertSink::Alertmanager));
+        sink.finish_here(mistakes);
+    }
+    for mut sink in table.tables("webhook", mistakes) {
+        settings.alerts.extend(sink.required("url", mistakes, url).map(AlertSink::Webhook));
+        sink.finish_here(mistakes);
+    }
+    for mut sink in table.tables("command", mistakes) {
+        settings.alerts.extend(sink.some_strings("run", mistakes, |_| Ok(())).map(AlertSink::Command));
+        sink.finish_here(mistakes);
+    }
+    table.finish_here(mistakes);
+}
+
+fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with('/') && !text.contains('\0') {
+        Ok(PathBuf::from(text))
+    } else {
+        Err(format!("'{text}' is no absolute path"))
+    }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    let octal = (3..=4).contains(&text.len()) && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let mode = if octal { u32::from_str_radix(text, 8).ok() } else { None };
+    mode.filter(|mode| *mode <= 0o777).ok_or_else(|| {
+        format!("'{text}' is no permission mode; write three or four octal digits, as in \"0666\"")
+    })
+}
+
+fn not_empty(text: &str) -> Result<(), String> {
+    if text.is_empty() { Err("wants a name, got an empty string".to_owned()) } else { Ok(()) }
+}
+
+fn system_name(text: &str) -> Result<String, String> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    if plain && !text.is_empty() {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("'{text}' is no name; use letters, digits, '-' and '_'"))
+    }
+}
+
+fn variable_name(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.contains(['=', '\0']) {
+        return Err(format!("'{text}' is no name of an environment variable"));
+    }
+    Ok(())
+}
+
+fn url(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    match rest {
+        Some(rest) if !rest.is_empty() && !text.contains(char::is_whitespace) => Ok(text.to_owned()),
+        _ => Err(format!("'{text}' is no http:// or https:// address")),
+    }
+}

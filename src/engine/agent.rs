@@ -1,0 +1,428 @@
+//! The daemon's loop: the one task that owns the engine. Sources send to it through one bounded queue, looks are taken on
+//! threads of their own, and outputs get copies.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::answer::Unanswerable;
+use super::status::{SourceStatus, Status};
+use super::{Engine, Notice, Policy, Question};
+use crate::judge::leak::Watching;
+use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
+use crate::kernel::proc_events::{ProcEvents, ProcessEvent, means_lost};
+use crate::kernel::process::Reader;
+use crate::kernel::sock_diag::Depth;
+use crate::kernel::{Gap, Unreadable, descriptors};
+use crate::model::answer::Answer;
+use crate::model::process::Process;
+
+/// Messages that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
+const QUEUE: usize = 8192;
+/// Questions that look at the system at the same time.
+const LOOKS_AT_ONCE: usize = 2;
+/// Bound sockets and connections cost a walk of the kernel's whole hash table: not at every interval.
+const EVERYTHING_EVERY: Duration = Duration::from_secs(30);
+/// The pids are compared with /proc this often, though events tell of them.
+const PROCESSES_EVERY: Duration = Duration::from_secs(30);
+/// All descriptors are read at most this often,
+const EVERYWHERE_EVERY: Duration = Duration::from_secs(60);
+/// and then only after this multiple of what it took: 1/500 of a core at most.
+const EVERYWHERE_REST: u32 = 500;
+/// Reading all descriptors because a listener has no holder may cost 1/50 of a core.
+const NEEDED_REST: u32 = 50;
+/// A look rests for this multiple of what it took, however short the interval.
+const LOOK_REST: u32 = 20;
+/// Verdicts that time alone will change are judged again this often.
+const JUDGE_EVERY: Duration = Duration::from_millis(200);
+/// An answer that takes longer is given up.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Where observations come from.
+pub mod source {
+    /// Process events.
+    pub const PROC: &str = "proc";
+    /// The list of processes.
+    pub const PROCESSES: &str = "processes";
+    /// Sockets.
+    pub const SOCKETS: &str = "sock_diag";
+    /// Descriptors of all processes.
+    pub const DESCRIPTORS: &str = "descriptors";
+}
+
+/// What reaches the loop.
+#[derive(Debug)]
+enum Message {
+    Event(ProcessEvent, Option<Box<Process>>),
+    EventsLost,
+    EventsEnded(String),
+    Processes(ProcessList, Duration),
+    Looked(Result<Box<Findings>, Unreadable>, Duration, Purpose),
+    Ask(Question, Reply),
+    Reload(Box<Policy>, Duration),
+}
+
+type Reply = oneshot::Sender<Result<Answer, Unanswerable>>;
+
+#[derive(Debug)]
+enum Purpose {
+    Interval,
+    Answer(Question, Reply),
+}
+
+/// The way to ask the agent and to tell it of a new policy. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    messages: mpsc::Sender<Message>,
+    status: watch::Receiver<Arc<Status>>,
+}
+
+/// How to watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watch {
+    /// Whether process events may be used.
+    pub events: bool,
+    /// Time between two looks.
+    pub interval: Duration,
+}
+
+/// What the loop tells the world outside.
+pub trait Outside: Send + 'static {
+    /// Something worth a log line.
+    fn notice(&mut self, notice: &Notice);
+    /// The loop is alive; called several times a second at the least.
+    fn alive(&mut self);
+}
+
+impl Agent {
+    /// Starts the sources and the loop on the current runtime.
+    pub fn start(policy: Policy, watch: Watch, reader: Arc<Reader>, outside: impl Outside) -> Agent {
+        let (messages, queue) = mpsc::channel(QUEUE);
+        let (publish, status) = watch::channel(Arc::new(Status::default()));
+        let agent = Agent { messages: messages.clone(), status };
+        let engine = Engine::new(policy, reader.clock, Watching::Continuously);
+        let task = Loop {
+            engine,
+            reader,
+            watch,
+            messages,
+            publish,
+            outside,
+            sources: BTreeMap::new(),
+            looks: Arc::new(Semaphore::new(LOOKS_AT_ONCE)),
+            pace: Pace::default(),
+            ready: false,
+            waiting: Vec::new(),
+        };
+        tokio::spawn(task.run(queue));
+        agent
+    }
+
+    /// Asks a question; the look is taken after every event that came before the question.
+    pub async fn ask(&self, question: Question) -> Result<Answer, Unanswerable> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            let message = Message::Ask(question, reply);
+            self.messages.send(message).await.map_err(|_| Unanswerable::NoAgent("it is stopping"))?;
+            answer.await.map_err(|_| Unanswerable::NoAgent("it is stopping"))?
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, asked)
+            .await
+            .unwrap_or(Err(Unanswerable::NoAgent("it is too busy; ask again")))
+    }
+
+    /// Another policy and interval from now on.
+    pub async fn reload(&self, policy: Policy, interval: Duration) {
+        // A stopping agent needs no policy.
+        let _ = self.messages.send(Message::Reload(Box::new(policy), interval)).await;
+    }
+
+    /// The latest status.
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status.borrow())
+    }
+
+    /// Waits until the first look is done.
+    pub async fn ready(&mut self) -> bool {
+        self.status.wait_for(|status| status.ready).await.is_ok()
+    }
+}
+
+/// When which look may be taken again.
+#[derive(Debug, Default)]
+struct Pace {
+    looking: bool,
+    listing: bool,
+    next_look: Option<Instant>,
+    next_everything: Option<Instant>,
+    next_everywhere: Option<Instant>,
+    next_needed: Option<Instant>,
+    next_processes: Option<Instant>,
+    next_judgement: Option<Instant>,
+}
+
+fn due(at: Option<Instant>, now: Instant) -> bool {
+    at.is_none_or(|at| at <= now)
+}
+
+struct Loop<O> {
+    engine: Engine,
+    reader: Arc<Reader>,
+    watch: Watch,
+    messages: mpsc::Sender<Message>,
+    publish: watch::Sender<Arc<Status>>,
+    outside: O,
+    sources: BTreeMap<&'static str, SourceStatus>,
+    looks: Arc<Semaphore>,
+    pace: Pace,
+    ready: bool,
+    /// Asked before the first look was done.
+    waiting: Vec<(Question, Reply)>,
+}
+
+impl<O: Outside> Loop<O> {
+    async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+        // Subscribed before the first list: what starts in between is in one of the two.
+        self.start_events();
+        self.list_processes();
+        let mut pulse = tokio::time::interval(JUDGE_EVERY);
+        pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                received = queue.recv_many(&mut batch, 256) => {
+                    if received == 0 {
+                        return;
+                    }
+                    for message in batch.drain(..) {
+                        self.take(message);
+                    }
+                }
+                _ = pulse.tick() => {}
+            }
+            self.pulse();
+        }
+    }
+
+    fn start_events(&mut self) {
+        let mut status = SourceStatus::default();
+        if !self.watch.events {
+            status.why = Some("switched off by watch.events = \"poll\"".to_owned());
+        } else {
+            match ProcEvents::subscribe() {
+                Ok(events) => {
+                    status.up = true;
+                    let (messages, reader) = (self.messages.clone(), Arc::clone(&self.reader));
+                    std::thread::spawn(move || forward(events, &reader, &messages));
+                }
+                Err(error) => {
+                    tracing::warn!("{error}; processes are polled instead");
+                    status.why = Some(error.to_string());
+                }
+            }
+        }
+        self.sources.insert(source::PROC, status);
+    }
+
+    fn take(&mut self, message: Message) {
+        let now = self.reader.clock.now();
+        match message {
+            Message::Event(event, read) => {
+                self.source(source::PROC).events += 1;
+                self.engine.event(event, read.map(|process| *process), now);
+            }
+            Message::EventsLost => {
+                self.source(source::PROC).lost += 1;
+                self.engine.events_lost();
+                self.pace.next_processes = None;
+                self.pace.next_look = None;
+            }
+            Message::EventsEnded(why) => {
+                tracing::error!("process events ended: {why}; processes are polled from now on");
+                let status = self.source(source::PROC);
+                (status.up, status.why) = (false, Some(why));
+            }
+            Message::Processes(list, took) => self.processes_listed(list, took),
+            Message::Looked(findings, took, purpose) => self.looked(findings, took, purpose),
+            // Before the first look the table is empty, and an answer from it would be a wrong "free".
+            Message::Ask(question, reply) if !self.ready => self.waiting.push((question, reply)),
+            Message::Ask(question, reply) => self.look_for(question, reply),
+            Message::Reload(policy, interval) => {
+                self.engine.set_policy(*policy);
+                self.watch.interval = interval;
+                self.pace.next_look = None;
+            }
+        }
+    }
+
+    fn look_for(&self, question: Question, reply: Reply) {
+        let plan = self.engine.plan_question(&question);
+        self.look(plan, Purpose::Answer(question, reply));
+    }
+
+    fn source(&mut self, name: &'static str) -> &mut SourceStatus {
+        self.sources.entry(name).or_default()
+    }
+
+    fn processes_listed(&mut self, list: ProcessList, took: Duration) {
+        self.pace.listing = false;
+        let events = self.sources.get(source::PROC).is_some_and(|status| status.up);
+        // Without events the list is all there is: it is read before every look.
+        let rest = if events { PROCESSES_EVERY } else { self.watch.interval };
+        self.pace.next_processes = Some(Instant::now() + rest.max(took * LOOK_REST));
+        let status = self.source(source::PROCESSES);
+        status.why = list.gaps.iter().find(|gap| matches!(gap, Gap::Processes(_))).map(ToString::to_string);
+        (status.up, status.took) = (status.why.is_none(), Some(took));
+        self.engine.process_list(list, self.reader.clock.now());
+        if !self.ready && !self.pace.looking {
+            self.take_interval_look();
+        }
+    }
+
+    fn looked(&mut self, findings: Result<Box<Findings>, Unreadable>, took: Duration, purpose: Purpose) {
+        if let Purpose::Interval = purpose {
+            self.pace.looking = false;
+            self.pace.next_look =
+                Some(Instant::now() + self.watch.interval.saturating_sub(took).max(took * LOOK_REST));
+        }
+        let findings = match findings {
+            Ok(findings) => findings,
+            Err(error) => {
+                let status = self.source(source::SOCKETS);
+                (status.up, status.why) = (false, Some(format!("{error:?}")));
+                if let Purpose::Answer(question, reply) = purpose {
+                    let _ = reply.send(Err(Unanswerable::from_look(error, &question)));
+                }
+                return;
+            }
+        };
+        self.engine.findings(&findings);
+        if findings.read_everywhere {
+            let now = Instant::now();
+            self.pace.next_needed = Some(now + took * NEEDED_REST);
+            self.pace.next_everywhere = Some(now + EVERYWHERE_EVERY.max(took * EVERYWHERE_REST));
+            let status = self.source(source::DESCRIPTORS);
+            (status.up, status.took) = (true, Some(took));
+        }
+        match purpose {
+            Purpose::Interval => {
+                let status = self.source(source::SOCKETS);
+                (status.up, status.why, status.took) = (true, None, Some(took));
+                self.ready = true;
+                for (question, reply) in std::mem::take(&mut self.waiting) {
+                    self.look_for(question, reply);
+                }
+            }
+            Purpose::Answer(question, reply) => {
+                // Whoever asked may be gone.
+                let _ = reply.send(self.engine.answer(&question, &findings));
+            }
+        }
+    }
+
+    fn pulse(&mut self) {
+        let now = Instant::now();
+        if !self.pace.listing && due(self.pace.next_processes, now) {
+            self.list_processes();
+        }
+        if self.ready && !self.pace.looking && due(self.pace.next_look, now) {
+            self.take_interval_look();
+        }
+        if due(self.pace.next_judgement, now) {
+            self.pace.next_judgement = Some(now + JUDGE_EVERY);
+            if self.engine.awaits_time() {
+                self.engine.judge(self.reader.clock.now());
+            }
+            for notice in self.engine.take_notices() {
+                self.outside.notice(&notice);
+            }
+            let status = Status { ready: self.ready, sources: self.sources.clone(), ..self.engine.status() };
+            self.publish.send_replace(Arc::new(status));
+            self.outside.alive();
+        }
+    }
+
+    fn list_processes(&mut self) {
+        self.pace.listing = true;
+        let known = self.engine.known_pids();
+        let (reader, messages) = (Arc::clone(&self.reader), self.messages.clone());
+        std::thread::spawn(move || {
+            let began = Instant::now();
+            let list = look::processes(&reader, &known);
+            // The loop may have ended meanwhile.
+            let _ = messages.blocking_send(Message::Processes(list, began.elapsed()));
+        });
+    }
+
+    fn take_interval_look(&mut self) {
+        let now = Instant::now();
+        self.pace.looking = true;
+        let depth = if due(self.pace.next_everything, now) {
+            self.pace.next_everything = Some(now + EVERYTHING_EVERY);
+            Depth::Everything
+        } else {
+            Depth::Listeners
+        };
+        let everywhere = if due(self.pace.next_everywhere, now) {
+            Everywhere::Always
+        } else if due(self.pace.next_needed, now) {
+            Everywhere::WhenNeeded
+        } else {
+            Everywhere::Never
+        };
+        // Nobody waits for the later ones: one core is enough.
+        let threads = if self.ready { 1 } else { descriptors::all_cores() };
+        let plan = self.engine.plan(depth, everywhere, threads);
+        self.look(plan, Purpose::Interval);
+    }
+
+    fn look(&self, plan: Plan, purpose: Purpose) {
+        let (reader, messages, looks) =
+            (Arc::clone(&self.reader), self.messages.clone(), Arc::clone(&self.looks));
+        tokio::spawn(async move {
+            let _turn = match purpose {
+                Purpose::Interval => None,
+                Purpose::Answer(..) => looks.acquire().await.ok(),
+            };
+            let looked = tokio::task::spawn_blocking(move || {
+                let began = Instant::now();
+                (look::look(&plan, &reader).map(Box::new), began.elapsed())
+            });
+            let (findings, took) = looked.await.unwrap_or_else(|error| {
+                (Err(Unreadable::Malformed(format!("the look failed: {error}"))), Duration::ZERO)
+            });
+            let _ = messages.send(Message::Looked(findings, took, purpose)).await;
+        });
+    }
+}
+
+/// The loop has ended.
+struct Stopped;
+
+/// Reads events and sends them on, each exec with what it left of the process's environment, until the loop ends.
+fn forward(mut events: ProcEvents, reader: &Reader, messages: &mpsc::Sender<Message>) {
+    loop {
+        let sent = match events.receive_some() {
+            Ok(some) => some.into_iter().try_for_each(|event| {
+                let read = match event {
+                    ProcessEvent::Execed { pid } => reader.read(pid).ok().map(Box::new),
+                    _ => None,
+                };
+                messages.blocking_send(Message::Event(event, read)).map_err(|_| Stopped)
+            }),
+            Err(error) if means_lost(&error) => {
+                messages.blocking_send(Message::EventsLost).map_err(|_| Stopped)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => {
+                let _ = messages.blocking_send(Message::EventsEnded(error.to_string()));
+                return;
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Answers: claims with their holders, jobs and verdicts, from the table and the look that was taken for the question.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::ports::Entry;
+use super::{Engine, Question, Topic};
+use crate::judge::advice::advice;
+use crate::judge::leak::{Judgement, Watching};
+use crate::kernel::Unreadable;
+use crate::kernel::look::Findings;
+use crate::model::answer::{Answer, AnswerSource, Looked, SCHEMA};
+use crate::model::claim::{Claim, Owner, OwnerType, Peer, SocketRef, Verdict};
+use crate::model::netns::NetnsSelector;
+use crate::model::process::Holder;
+use crate::model::socket::{ClaimKind, Protocol, Socket, SocketState};
+
+/// As much of a container id as people use.
+const SHORT_ID_CHARS: usize = 12;
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswerable {
+    /// No namespace of that name, inode or process.
+    #[error(
+        "there is no network namespace '{0}'; `sniffer list` names those that hold ports, `ip netns` those with names"
+    )]
+    NoSuchNetns(NetnsSelector),
+    /// The system could not be looked at.
+    #[error("the system could not be looked at: {0}")]
+    NoLook(String),
+    /// The agent is busy or stopping.
+    #[error("the agent did not answer: {0}")]
+    NoAgent(&'static str),
+}
+
+impl Unanswerable {
+    /// Why a look for this question failed.
+    pub fn from_look(error: Unreadable, question: &Question) -> Self {
+        match (error, &question.netns) {
+            (Unreadable::Vanished, Some(netns)) => Unanswerable::NoSuchNetns(netns.clone()),
+            (Unreadable::Denied, _) => Unanswerable::NoLook("no permission; run as root".to_owned()),
+            (error, _) => Unanswerable::NoLook(format!("{error:?}")),
+        }
+    }
+}
+
+/// How many TCP listeners there are on the same address and port of one namespace.
+type Twins = HashMap<(u64, IpAddr, u16), usize>;
+
+impl Engine {
+    /// Answers a question from a look that was planned for it and has been told to the engine.
+    /// Errors: the namespace asked for does not exist.
+    pub fn answer(&self, question: &Question, findings: &Findings) -> Result<Answer, Unanswerable> {
+        if let (Some(netns), true) = (&question.netns, findings.namespaces.is_empty()) {
+            return Err(Unanswerable::NoSuchNetns(netns.clone()));
+        }
+        let step = self.clock.step();
+        let entries: Vec<&Entry> = findings
+            .namespaces
+            .iter()
+            .flat_map(|netns| netns.sockets.iter().flatten())
+            .filter(|socket| question.target().is_none_or(|target| target.matches(socket)))
+            .filter_map(|socket| self.ports.get(&socket.key))
+            .collect();
+        let twins = twins(&entries);
+        let mut claims: Vec<Claim> = entries
+            .into_iter()
+            .map(|entry| self.claim(entry, findings, &twins, step))
+            .filter(|claim| question.topic != Topic::Leaks || claim.verdict == Verdict::Leaked)
+            .collect();
+        claims.sort_by_key(order);
+        let mut advice = if question.target().is_some() { advice(&claims) } else { Vec::new() };
+        let incomplete = self.incomplete(findings);
+        if !incomplete.is_empty() && claims.is_empty() && question.target().is_some() {
+            advice.push(
+                "Not everything could be seen: ask again as root before you believe that it is free."
+                    .to_owned(),
+            );
+        }
+        Ok(Answer {
+            schema: SCHEMA,
+            as_of: moved(findings.taken_at, step),
+            source: match self.watching {
+                Watching::Continuously => AnswerSource::Daemon,
+                Watching::Once => AnswerSource::Oneshot,
+            },
+            query: question.query(),
+            incomplete,
+            looked: Looked {
+                netns: findings.namespaces.iter().filter(|netns| netns.sockets.is_some()).count(),
+                processes: if findings.read_everywhere {
+                    findings.processes_read
+                } else {
+                    self.processes.len()
+                },
+            },
+            claims,
+            advice,
+        })
+    }
+
+    fn claim(&self, entry: &Entry, findings: &Findings, twins: &Twins, step: SignedDuration) -> Claim {
+        let socket = &entry.socket;
+        let judgement = self.judgement(entry, findings.taken_at);
+        let holders = self.holders(entry, findings, step);
+        let Judgement { verdict, reason, job } = judgement;
+        let mut job = job.as_ref().and_then(|key| self.jobs.shown(key));
+        if let Some(job) = &mut job {
+            job.started = job.started.map(|at| moved(at, step));
+            job.ended = job.ended.map(|at| moved(at, step));
+        }
+        Claim {
+            kind: socket.kind(),
+            protocol: socket.protocol,
+            address: socket.address,
+            port: socket.port,
+            v6only: socket.v6only,
+            interface: socket.interface.clone(),
+            reuseaddr: None,
+            // Two TCP listeners can be on one address only if both said SO_REUSEPORT; the kernel tells no more than that.
+            reuseport: twins.get(&twin_key(socket)).filter(|count| **count > 1).map(|_| true),
+            state: state(socket),
+            peer: socket.peer.map(|(address, port)| Peer { address, port }),
+            expires_ms: socket.expires_ms,
+            netns: self.ports.netns(socket.key.netns),
+            socket: Some(SocketRef {
+                inode: socket.inode,
+                cookie: socket.key.cookie,
+                uid: socket.uid,
+                cgroup: socket.cgroup_id.and_then(|id| self.cgroups.get(&id).cloned()),
+            }),
+            since: entry.since.map(|at| moved(at, step)),
+            binder: None,
+            owner: owner(socket, &holders),
+            holders,
+            job,
+            test: None,
+            verdict,
+            reason,
+            nat: None,
+        }
+    }
+
+    fn holders(&self, entry: &Entry, findings: &Findings, step: SignedDuration) -> Vec<Holder> {
+        let mut holders: Vec<Holder> = entry
+            .holders
+            .iter()
+            .filter_map(|held| findings.described.get(held).cloned())
+            .map(|mut holder| {
+                holder.start_time = holder.start_time.map(|at| moved(at, step));
+                holder.ancestry =
+                    holder.ppid.map(|parent| self.processes.ancestry(parent)).unwrap_or_default();
+                holder
+            })
+            .collect();
+        // The oldest first: it is the likeliest to have made the socket. pid 1 holds for others.
+        holders.sort_by_key(|holder| (holder.pid == 1, holder.start_time, holder.pid));
+        holders
+    }
+}
+
+fn moved(at: Timestamp, step: SignedDuration) -> Timestamp {
+    at.checked_add(step).unwrap_or(at)
+}
+
+fn state(socket: &Socket) -> String {
+    match (socket.protocol, socket.state) {
+        // UDP borrows TCP's numbers: CLOSE means "no peer".
+        (Protocol::Udp, SocketState::Close) => "UNCONN".to_owned(),
+        (Protocol::Tcp, SocketState::Close) => SocketState::BoundInactive.to_string(),
+        (_, state) => state.to_string(),
+    }
+}
+
+fn twin_key(socket: &Socket) -> (u64, IpAddr, u16) {
+    (socket.key.netns.inode, socket.address, socket.port)
+}
+
+fn twins(entries: &[&Entry]) -> Twins {
+    let mut twins = Twins::new();
+    for socket in entries.iter().map(|entry| &entry.socket) {
+        if socket.protocol == Protocol::Tcp && socket.kind() == ClaimKind::Listener {
+            *twins.entry(twin_key(socket)).or_insert(0) += 1;
+        }
+    }
+    twins.retain(|_, count| *count > 1);
+    twins
+}
+
+fn owner(socket: &Socket, holders: &[Holder]) -> Owner {
+    if let Some(id) = holders.iter().find_map(|holder| holder.container.as_deref()) {
+        return Owner {
+            kind: OwnerType::Container,
+            name: Some(id.get(..SHORT_ID_CHARS).unwrap_or(id).to_owned()),
+        };
+    }
+    // pid 1 keeps the socket of a unit with socket activation, beside the service or alone.
+    if let (true, Some(unit)) = (
+        holders.len() > 1 && holders.last().is_some_and(|holder| holder.pid == 1),
+        holders.first().and_then(|holder| holder.unit.clone()),
+    ) {
+        return Owner { kind: OwnerType::Unit, name: Some(unit) };
+    }
+    match holders.first() {
+        Some(holder) => Owner { kind: OwnerType::Process, name: holder.comm.clone() },
+        None if socket.inode == 0 => Owner { kind: OwnerType::Kernel, name: None },
+        None => Owner { kind: OwnerType::Unknown, name: None },
+    }
+}
+
+/// What takes the port for good comes first, then the program's own namespace, then by port and address.
+fn order(claim: &Claim) -> (u16, ClaimKind, bool, u64, Protocol, IpAddr, u64) {
+    let cookie = claim.socket.as_ref().map_or(0, |socket| socket.cookie);
+    let abroad = claim.netns.name.as_deref() != Some("host");
+    (claim.port, claim.kind, abroad, claim.netns.inode, claim.protocol, claim.address, cookie)
+}

@@ -1,0 +1,295 @@
+//! The jobs of the host: first seen with a process's variables, over when the processes that anchor them are gone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::processes::ProcessTable;
+use crate::judge::ci::{Absence, System};
+use crate::judge::leak::Standing;
+use crate::model::job::{Job, JobFacts, JobKey, JobState};
+
+/// A job that was never seen to have an anchor is taken for over after this long without one, at the least: a process list
+/// read while processes start may miss one.
+const UNANCHORED: SignedDuration = SignedDuration::from_secs(5);
+/// Ended jobs are remembered this many at the most; those that still hold a port are kept by being asked for.
+const MAX_ENDED: usize = 5_000;
+
+#[derive(Debug, Clone)]
+struct Record {
+    facts: JobFacts,
+    system: Arc<dyn System>,
+    anchors: HashSet<u32>,
+    first_seen: Timestamp,
+    started: Option<Timestamp>,
+    state: JobState,
+    ended: Option<Timestamp>,
+    over_since: Option<Timestamp>,
+    /// Start of the oldest process of the job that was met without an anchor.
+    oldest: u64,
+}
+
+impl Record {
+    fn pause(&self) -> SignedDuration {
+        SignedDuration::try_from(self.system.pause()).unwrap_or(SignedDuration::ZERO)
+    }
+}
+
+/// The job table.
+#[derive(Debug, Default)]
+pub(super) struct JobTable {
+    records: HashMap<JobKey, Record>,
+    /// Pids of the living: the process table tells when one ends or is reused.
+    by_anchor: HashMap<u32, JobKey>,
+}
+
+/// A job whose state has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct JobChange {
+    /// The job.
+    pub(super) key: JobKey,
+    /// What it is now.
+    pub(super) state: JobState,
+}
+
+impl JobTable {
+    /// A process carries a job's variables: the job is known, and is running where the lineage has an anchor.
+    pub(super) fn met(
+        &mut self,
+        system: &Arc<dyn System>,
+        facts: JobFacts,
+        pid: u32,
+        processes: &ProcessTable,
+        at_start: impl Fn(u64) -> Option<Timestamp>,
+        now: Timestamp,
+    ) -> Option<JobChange> {
+        let lineage = processes.lineage(pid);
+        let anchor = system.anchor(&lineage).and_then(|index| lineage.get(index)).map(|kin| kin.id);
+        let key = facts.key.clone();
+        let record = self.records.entry(key.clone()).or_insert_with(|| Record {
+            facts,
+            system: Arc::clone(system),
+            anchors: HashSet::new(),
+            first_seen: now,
+            started: None,
+            state: JobState::Unknown,
+            ended: None,
+            over_since: None,
+            oldest: u64::MAX,
+        });
+        record.oldest = record.oldest.min(processes.start(pid).unwrap_or(u64::MAX));
+        let anchor = anchor?;
+        self.by_anchor.insert(anchor.pid, key.clone());
+        if !record.anchors.insert(anchor.pid) {
+            return None;
+        }
+        let began = at_start(anchor.start);
+        record.started = match (record.started, began) {
+            (Some(known), Some(new)) => Some(known.min(new)),
+            (known, new) => known.or(new),
+        };
+        (record.ended, record.over_since) = (None, None);
+        let changed = record.state != JobState::Running;
+        record.state = JobState::Running;
+        changed.then_some(JobChange { key, state: JobState::Running })
+    }
+
+    /// A process ended; answers with the job that ended with it, if one did.
+    pub(super) fn exited(&mut self, pid: u32, now: Timestamp) -> Option<JobChange> {
+        let key = self.by_anchor.remove(&pid)?;
+        let record = self.records.get_mut(&key)?;
+        record.anchors.remove(&pid);
+        if !record.anchors.is_empty() {
+            return None;
+        }
+        record.state = JobState::Ended;
+        (record.ended, record.over_since) = (Some(now), Some(now));
+        Some(JobChange { key, state: JobState::Ended })
+    }
+
+    /// Decides about jobs that were met without an anchor, from what is missing. `all_seen` says that every process of the
+    /// host could be read; `watching` that time will tell (the daemon), so that a short absence is not yet believed.
+    pub(super) fn decide_unanchored(
+        &mut self,
+        processes: &ProcessTable,
+        all_seen: bool,
+        watching: bool,
+        now: Timestamp,
+    ) -> Vec<JobChange> {
+        let mut changes = Vec::new();
+        for (key, record) in &mut self.records {
+            if record.state != JobState::Unknown || !all_seen {
+                continue;
+            }
+            let over = match record.system.absence() {
+                Absence::OfProcess(comm) => {
+                    !processes.named(comm).any(|worker| worker.start <= record.oldest)
+                }
+                Absence::OfAnchor if watching => {
+                    let wait = record.pause().max(UNANCHORED);
+                    now.duration_since(record.first_seen) >= wait
+                }
+                Absence::OfAnchor => record.pause().is_zero(),
+                Absence::ProvesNothing => false,
+            };
+            if over {
+                record.state = JobState::Ended;
+                record.over_since = Some(record.first_seen);
+                changes.push(JobChange { key: key.clone(), state: JobState::Ended });
+            }
+        }
+        changes
+    }
+
+    /// Forgets the jobs that ended longest ago, beyond a bound, save those in `needed`.
+    pub(super) fn forget(&mut self, needed: &HashSet<&JobKey>) {
+        let ended = |record: &Record| record.state == JobState::Ended;
+        let mut old: Vec<(Option<Timestamp>, JobKey)> = self
+            .records
+            .iter()
+            .filter(|(key, record)| ended(record) && !needed.contains(key))
+            .map(|(key, record)| (record.over_since, key.clone()))
+            .collect();
+        old.sort();
+        for (_, key) in old.iter().take(old.len().saturating_sub(MAX_ENDED)) {
+            self.records.remove(key);
+        }
+    }
+
+    /// A job as far as leaks go.
+    pub(super) fn standing(&self, key: &JobKey) -> Option<Standing> {
+        self.records.get(key).map(|record| Standing {
+            key: key.clone(),
+            state: record.state,
+            ended: record.ended,
+            over_since: record.over_since,
+            pause: record.pause(),
+        })
+    }
+
+    /// A job as documents show it.
+    pub(super) fn shown(&self, key: &JobKey) -> Option<Job> {
+        let record = self.records.get(key)?;
+        let JobFacts { name, repository, run, url, .. } = record.facts.clone();
+        Some(Job {
+            ci: key.ci.clone(),
+            id: key.id.clone(),
+            name,
+            repository,
+            run,
+            url,
+            state: record.state,
+            started: record.started,
+            ended: record.ended,
+        })
+    }
+
+    /// How many jobs of each system are in each state.
+    pub(super) fn counts(&self) -> HashMap<(String, JobState), usize> {
+        let mut counts = HashMap::new();
+        for (key, record) in &self.records {
+            *counts.entry((key.ci.clone(), record.state)).or_insert(0) += 1;
+        }
+        counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::processes::literal;
+    use crate::judge::ci::built_in;
+    use crate::model::process::Variables;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    struct Host {
+        processes: ProcessTable,
+        jobs: JobTable,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let mut host = Host { processes: ProcessTable::default(), jobs: JobTable::default() };
+            let _ = host.processes.read(literal(1, 0, "systemd"), None);
+            host
+        }
+
+        fn process(
+            &mut self,
+            pid: u32,
+            ppid: u32,
+            comm: &str,
+            variables: Variables,
+            now: i64,
+        ) -> Option<JobChange> {
+            let systems = built_in();
+            let found = crate::judge::ci::recognize(&systems, &variables);
+            let own = found.as_ref().map(|(_, facts)| facts.key.clone());
+            let _ = self.processes.read(literal(pid, ppid, comm), own);
+            let (system, facts) = found?;
+            self.jobs.met(&system, facts, pid, &self.processes, |start| Some(at(start as i64)), at(now))
+        }
+    }
+
+    fn github() -> Variables {
+        Variables::from([("RUNNER_TRACKING_ID", "github_1")])
+    }
+
+    fn key() -> JobKey {
+        JobKey { ci: "github".to_owned(), id: "github_1".to_owned() }
+    }
+
+    #[test]
+    fn a_github_job_ends_with_its_worker_however_that_ends() {
+        let mut host = Host::new();
+        host.process(5, 1, "Runner.Worker", Variables::default(), 0);
+        let change = host.process(6, 5, "bash", github(), 1);
+        assert_eq!(change, Some(JobChange { key: key(), state: JobState::Running }));
+        assert_eq!(host.jobs.exited(6, at(2)), None, "a step is not the job");
+        let change = host.jobs.exited(5, at(9));
+        assert_eq!(change, Some(JobChange { key: key(), state: JobState::Ended }));
+        let shown = host.jobs.shown(&key()).unwrap();
+        assert_eq!((shown.started, shown.ended), (Some(at(5)), Some(at(9))));
+    }
+
+    #[test]
+    fn a_job_with_several_scripts_runs_again_with_the_next() {
+        let gitlab = || Variables::from([("GITLAB_CI", "true"), ("CI_JOB_ID", "7")]);
+        let mut host = Host::new();
+        host.process(4, 1, "gitlab-runner", Variables::default(), 0);
+        host.process(5, 4, "bash", Variables::default(), 0);
+        host.process(6, 5, "make", gitlab(), 0);
+        let ended = host.jobs.exited(5, at(10)).unwrap();
+        assert_eq!(ended.state, JobState::Ended);
+        host.process(8, 4, "bash", Variables::default(), 11);
+        let again = host.process(9, 8, "after", gitlab(), 11).unwrap();
+        assert_eq!(again.state, JobState::Running);
+        assert_eq!(host.jobs.standing(&again.key).unwrap().over_since, None);
+    }
+
+    #[test]
+    fn a_leftover_met_late_is_over_when_no_worker_is_old_enough() {
+        let mut host = Host::new();
+        host.process(50, 1, "server", github(), 100);
+        host.process(90, 1, "Runner.Worker", Variables::default(), 100);
+        assert_eq!(host.jobs.standing(&key()).unwrap().state, JobState::Unknown);
+        let changes = host.jobs.decide_unanchored(&host.processes, false, true, at(101));
+        assert_eq!(changes, [], "not all processes were seen: nothing is proven");
+        let changes = host.jobs.decide_unanchored(&host.processes, true, true, at(101));
+        assert_eq!(changes, [JobChange { key: key(), state: JobState::Ended }]);
+        let standing = host.jobs.standing(&key()).unwrap();
+        assert_eq!((standing.ended, standing.over_since), (None, Some(at(100))));
+    }
+
+    #[test]
+    fn a_leftover_met_late_may_belong_to_a_worker_that_is_older() {
+        let mut host = Host::new();
+        host.process(5, 1, "Runner.Worker", Variables::default(), 0);
+        host.process(50, 1, "server", github(), 100);
+        assert_eq!(host.jobs.decide_unanchored(&host.processes, true, true, at(9999)), []);
+    }
+}

@@ -1,0 +1,477 @@
+//! The table of ports, processes and jobs, and the judgement over them. One owner; no I/O.
+//!
+//! The engine is told what was seen ([`Engine::events`], [`Engine::findings`], [`Engine::process_list`]), says what to look
+//! at next ([`Engine::plan`]), and answers. The daemon does that for ever ([`agent`]), a one-shot verb once ([`oneshot`]).
+
+pub mod agent;
+mod answer;
+mod jobs;
+pub mod oneshot;
+mod ports;
+mod processes;
+pub mod status;
+
+pub use answer::Unanswerable;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+
+use jobs::{JobChange, JobTable};
+use ports::{Entry, PortTable};
+use processes::{Pid, ProcessTable};
+
+use crate::judge::ci::{self, System};
+use crate::judge::exempt::{self, Program};
+use crate::judge::leak::{self, HolderStanding, Judgement, Watching};
+use crate::kernel::Gap;
+use crate::kernel::clock::BootClock;
+use crate::kernel::descriptors::Descriptor;
+use crate::kernel::look::{Describe, Everywhere, Findings, Plan, ProcessList, Search};
+use crate::kernel::proc_events::ProcessEvent;
+use crate::kernel::sock_diag::{Depth, DiagQuery};
+use crate::model::answer::Query;
+use crate::model::claim::Verdict;
+use crate::model::job::{Job, JobFacts, JobKey, JobState};
+use crate::model::netns::{Netns, NetnsSelector};
+use crate::model::process::Process;
+use crate::model::socket::SocketKey;
+use crate::model::target::Target;
+
+/// What judgement depends on, from the configuration.
+#[derive(Debug)]
+pub struct Policy {
+    /// Time between the end of a job and the leak of its listeners.
+    pub grace: SignedDuration,
+    /// Programs that may outlive jobs.
+    pub exempt: Vec<String>,
+    /// CI systems, the configured ones first.
+    pub systems: Vec<Arc<dyn System>>,
+}
+
+/// A question that is answered from a look of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// What is asked.
+    pub topic: Topic,
+    /// Only this namespace.
+    pub netns: Option<NetnsSelector>,
+}
+
+/// What a question is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Topic {
+    /// `who-holds TARGET`.
+    Target(Target),
+    /// `list`.
+    All,
+    /// `leaks`.
+    Leaks,
+}
+
+impl Question {
+    fn target(&self) -> Option<&Target> {
+        match &self.topic {
+            Topic::Target(target) => Some(target),
+            Topic::All | Topic::Leaks => None,
+        }
+    }
+
+    fn query(&self) -> Query {
+        Query::new(self.target(), self.netns.as_ref())
+    }
+}
+
+/// A change that is worth a log line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A job was met, or ended.
+    Job(JobState, Box<Job>),
+    /// A listener leaked (`true`), or a leaked one is gone or excused (`false`).
+    Leak(bool, Box<Leak>),
+}
+
+/// A leaked listener, for logs and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leak {
+    /// The socket.
+    pub key: SocketKey,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// Local port.
+    pub port: u16,
+    /// Namespace.
+    pub netns: Netns,
+    /// First holder's pid and name.
+    pub holder: Option<(u32, String)>,
+    /// The job that left it.
+    pub job: Option<Job>,
+    /// Why.
+    pub reason: String,
+}
+
+/// A job named by a process's variables, with the system that recognised it.
+type Recognised = (Arc<dyn System>, JobFacts);
+
+/// The engine.
+#[derive(Debug)]
+pub struct Engine {
+    policy: Policy,
+    clock: BootClock,
+    watching: Watching,
+    processes: ProcessTable,
+    jobs: JobTable,
+    ports: PortTable,
+    cgroups: HashMap<u64, String>,
+    netns_descriptors: BTreeMap<u64, Descriptor>,
+    gaps: Gaps,
+    notices: Vec<Notice>,
+    leaks: HashMap<SocketKey, Leak>,
+    counters: status::Counters,
+}
+
+/// What could not be seen, by which look: the next one of the same kind replaces it.
+#[derive(Debug, Default)]
+struct Gaps {
+    processes: Vec<Gap>,
+    descriptors: Option<Gap>,
+    namespaces: Vec<Gap>,
+}
+
+impl Engine {
+    /// An engine that knows nothing yet.
+    pub fn new(policy: Policy, clock: BootClock, watching: Watching) -> Self {
+        Engine {
+            policy,
+            clock,
+            watching,
+            processes: ProcessTable::default(),
+            jobs: JobTable::default(),
+            ports: PortTable::default(),
+            cgroups: HashMap::new(),
+            netns_descriptors: BTreeMap::new(),
+            gaps: Gaps::default(),
+            notices: Vec::new(),
+            leaks: HashMap::new(),
+            counters: status::Counters::default(),
+        }
+    }
+
+    /// Another policy from now on. Jobs already known stay.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
+    /// What happened to processes, in order. An exec comes with what was read of the process.
+    pub fn event(&mut self, event: ProcessEvent, read: Option<Process>, now: Timestamp) {
+        match event {
+            ProcessEvent::Forked { parent, child } => {
+                self.processes.forked(parent, child);
+                self.ports.forked(parent, child);
+            }
+            ProcessEvent::Execed { pid } => {
+                self.ports.unsettle(pid);
+                if let Some(process) = read {
+                    self.meet(process, now);
+                }
+            }
+            ProcessEvent::Renamed { pid, comm } => self.processes.renamed(pid, comm),
+            ProcessEvent::Exited { pid } => {
+                self.ports.unsettle(pid);
+                self.processes.exited(pid);
+                let change = self.jobs.exited(pid, now);
+                self.note_jobs(change);
+            }
+        }
+    }
+
+    /// Events were lost: nothing that was inferred from them holds until the next looks.
+    pub fn events_lost(&mut self) {
+        self.ports.unsettle_all();
+    }
+
+    /// The list of processes, with those read that were not known.
+    pub fn process_list(&mut self, list: ProcessList, now: Timestamp) {
+        if list.gaps.iter().any(|gap| matches!(gap, Gap::Processes(_))) {
+            self.gaps.processes = list.gaps;
+            return;
+        }
+        for pid in self.processes.keep_only(&list.alive) {
+            self.ports.unsettle(pid);
+            let change = self.jobs.exited(pid, now);
+            self.note_jobs(change);
+        }
+        // Parents first: most jobs are then inherited at once, and anchors are found in whole lineages.
+        let mut fresh = list.fresh;
+        fresh.sort_by_key(|process| process.id.start);
+        let read: Vec<(u32, Option<Recognised>)> = fresh
+            .into_iter()
+            .map(|process| {
+                let recognised = self.recognise(&process);
+                (self.enter(process, recognised.as_ref(), now), recognised)
+            })
+            .collect();
+        for (pid, recognised) in read {
+            if let Some(recognised) = recognised {
+                self.join(recognised, pid, now);
+            }
+        }
+        self.processes.settle_jobs();
+        self.processes.moved(&list.netns);
+        self.gaps.processes = list.gaps;
+        let all_seen = self.gaps.processes.is_empty();
+        let watching = self.watching == Watching::Continuously;
+        let changes = self.jobs.decide_unanchored(&self.processes, all_seen, watching, now);
+        self.note_jobs(changes);
+    }
+
+    fn meet(&mut self, process: Process, now: Timestamp) {
+        let recognised = self.recognise(&process);
+        let pid = self.enter(process, recognised.as_ref(), now);
+        if let Some(recognised) = recognised {
+            self.join(recognised, pid, now);
+        }
+    }
+
+    /// Enters a process into the table; one that had its pid before has ended unseen.
+    fn enter(&mut self, process: Process, recognised: Option<&Recognised>, now: Timestamp) -> u32 {
+        let pid = process.id.pid;
+        if self.processes.read(process, recognised.map(|(_, facts)| facts.key.clone())) == Pid::Reused {
+            let change = self.jobs.exited(pid, now);
+            self.note_jobs(change);
+        }
+        pid
+    }
+
+    fn recognise(&mut self, process: &Process) -> Option<Recognised> {
+        if !process.variables_readable {
+            self.counters.attribution_failed("environment_denied");
+        }
+        ci::recognize(&self.policy.systems, &process.variables)
+    }
+
+    fn join(&mut self, (system, facts): Recognised, pid: u32, now: Timestamp) {
+        let clock = self.clock;
+        let change = self.jobs.met(&system, facts, pid, &self.processes, |ticks| clock.at_ticks(ticks), now);
+        self.note_jobs(change);
+    }
+
+    fn note_jobs(&mut self, changes: impl IntoIterator<Item = JobChange>) {
+        for change in changes {
+            if let Some(job) = self.jobs.shown(&change.key) {
+                self.notices.push(Notice::Job(change.state, Box::new(job)));
+            }
+        }
+    }
+
+    /// What a look saw.
+    pub fn findings(&mut self, findings: &Findings) {
+        self.counters.looked(findings);
+        for process in &findings.processes {
+            if self.processes.start(process.id.pid) != Some(process.id.start) {
+                self.meet(process.clone(), findings.taken_at);
+            }
+        }
+        self.processes.settle_jobs();
+        self.ports.apply(findings);
+        self.cgroups.extend(findings.cgroups.iter().map(|(id, path)| (*id, path.clone())));
+        if let Some(descriptors) = &findings.netns_descriptors {
+            self.netns_descriptors.clone_from(descriptors);
+            self.gaps.descriptors =
+                findings.gaps.iter().find(|gap| matches!(gap, Gap::Descriptors(_))).cloned();
+        }
+        if findings.all_netns {
+            self.gaps.namespaces =
+                findings.gaps.iter().filter(|gap| !matches!(gap, Gap::Descriptors(_))).cloned().collect();
+        }
+        self.judge(findings.taken_at);
+    }
+
+    /// Judges every listener; a change to or from leaked is noticed.
+    pub fn judge(&mut self, now: Timestamp) {
+        let mut leaks = HashMap::new();
+        let mut verdicts = Vec::new();
+        for entry in self.ports.entries() {
+            let key = entry.socket.key;
+            let judgement = self.judgement(entry, now);
+            let unsure = !entry.settled && judgement.verdict == Verdict::Leaked;
+            if judgement.verdict == Verdict::Leaked && (!unsure || self.leaks.contains_key(&key)) {
+                let leak = self.leaks.get(&key).cloned().unwrap_or_else(|| self.leak(entry, &judgement));
+                leaks.insert(key, Leak { reason: judgement.reason, ..leak });
+            }
+            verdicts.push((key, if unsure { Verdict::Grace } else { judgement.verdict }));
+        }
+        self.ports.set_verdicts(verdicts);
+        for (key, leak) in &leaks {
+            if !self.leaks.contains_key(key) {
+                self.counters.leaked(leak);
+                self.notices.push(Notice::Leak(true, Box::new(leak.clone())));
+            }
+        }
+        for (key, leak) in std::mem::take(&mut self.leaks) {
+            if !leaks.contains_key(&key) {
+                self.notices.push(Notice::Leak(false, Box::new(leak)));
+            }
+        }
+        self.leaks = leaks;
+    }
+
+    fn leak(&self, entry: &Entry, judgement: &Judgement) -> Leak {
+        let holder = entry.holders.first().map(|held| {
+            let comm = self.processes.program(held.pid).map(|(comm, _)| comm.to_owned()).unwrap_or_default();
+            (held.pid, comm)
+        });
+        Leak {
+            key: entry.socket.key,
+            protocol: entry.socket.protocol.as_str(),
+            port: entry.socket.port,
+            netns: self.ports.netns(entry.socket.key.netns),
+            holder,
+            job: judgement.job.as_ref().and_then(|key| self.jobs.shown(key)),
+            reason: judgement.reason.clone(),
+        }
+    }
+
+    fn judgement(&self, entry: &Entry, now: Timestamp) -> Judgement {
+        let holders: Vec<HolderStanding> = entry.holders.iter().map(|held| self.standing(held.pid)).collect();
+        leak::judge(entry.socket.kind(), &holders, now, self.policy.grace, self.watching)
+    }
+
+    fn standing(&self, pid: u32) -> HolderStanding {
+        let exempt = self
+            .processes
+            .program(pid)
+            .and_then(|(comm, cmdline)| exempt::entry(&self.policy.exempt, Program { comm, cmdline }))
+            .map(str::to_owned);
+        HolderStanding { exempt, job: self.processes.job(pid).and_then(|job| self.jobs.standing(job)) }
+    }
+
+    /// Whether a verdict will change by the passing of time alone.
+    pub fn awaits_time(&self) -> bool {
+        self.ports.entries().any(|entry| entry.verdict == Some(Verdict::Grace))
+    }
+
+    /// Takes what is worth a log line since the last call, and forgets what nothing needs any more.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        let needed: HashSet<&JobKey> = self
+            .ports
+            .entries()
+            .flat_map(|entry| &entry.holders)
+            .filter_map(|held| self.processes.job(held.pid))
+            .collect();
+        self.jobs.forget(&needed);
+        std::mem::take(&mut self.notices)
+    }
+
+    /// The pids that are known, for a list of what is new.
+    pub fn known_pids(&self) -> HashSet<u32> {
+        self.processes.pids().collect()
+    }
+
+    /// The look that keeps the table right, to be taken at every interval.
+    pub fn plan(&mut self, depth: Depth, everywhere: Everywhere, threads: usize) -> Plan {
+        let first = self.processes.take_recent();
+        let search = Search {
+            settled: self
+                .ports
+                .entries()
+                .filter(|entry| entry.settled)
+                .map(|entry| entry.socket.key)
+                .collect(),
+            candidates: self.candidates(None),
+            first,
+            everywhere,
+            connections: false,
+            threads,
+        };
+        let inhabitants = Some(self.processes.inhabitants());
+        Plan {
+            inhabitants,
+            ..self.plan_with(DiagQuery { ports: None, depth }, None, search, Describe::Nobody)
+        }
+    }
+
+    /// The look that answers a question. The daemon knows whom to ask; a one-shot verb reads every process.
+    pub fn plan_question(&self, question: &Question) -> Plan {
+        let ports = question.target().map(|target| target.ports.clone());
+        let search = match self.watching {
+            Watching::Once => Search::unprepared(),
+            Watching::Continuously => Search {
+                candidates: self.candidates(ports.as_ref()),
+                first: self.likely_holders(ports.as_ref()),
+                everywhere: Everywhere::WhenNeeded,
+                ..Search::unprepared()
+            },
+        };
+        let describe = match question.topic {
+            Topic::Leaks => Describe::Only(self.leaks.keys().copied().collect()),
+            Topic::Target(_) | Topic::All => Describe::Everybody,
+        };
+        self.plan_with(
+            DiagQuery { ports, depth: Depth::Everything },
+            question.netns.clone(),
+            search,
+            describe,
+        )
+    }
+
+    fn plan_with(
+        &self,
+        query: DiagQuery,
+        only: Option<NetnsSelector>,
+        search: Search,
+        describe: Describe,
+    ) -> Plan {
+        let mount_pids = match search.everywhere {
+            Everywhere::Always => self.processes.pids().collect(),
+            _ => Vec::new(),
+        };
+        Plan {
+            query,
+            only,
+            inhabitants: None,
+            netns_descriptors: self.netns_descriptors.clone(),
+            mount_pids,
+            search,
+            describe,
+        }
+    }
+
+    /// Who had each socket open, and whoever descends from them: one readlink each tells who still has.
+    fn candidates(&self, ports: Option<&RangeInclusive<u16>>) -> HashMap<SocketKey, Vec<Descriptor>> {
+        self.ports
+            .entries()
+            .filter(|entry| !entry.holders.is_empty())
+            .filter(|entry| match ports {
+                Some(ports) => ports.contains(&entry.socket.port),
+                None => !entry.settled,
+            })
+            .map(|entry| {
+                let heirs = entry.holders.iter().flat_map(|held| {
+                    let descendants = self.processes.descendants(held.pid);
+                    descendants.into_iter().map(|pid| Descriptor { pid, fd: held.fd })
+                });
+                (entry.socket.key, heirs.collect::<BTreeSet<_>>().into_iter().collect())
+            })
+            .collect()
+    }
+
+    /// The processes that have something else open on these ports (the listener of a connection), and the newest ones.
+    fn likely_holders(&self, ports: Option<&RangeInclusive<u16>>) -> Vec<u32> {
+        let on_port = |entry: &&Entry| ports.is_none_or(|ports| ports.contains(&entry.socket.port));
+        let holding =
+            self.ports.entries().filter(on_port).flat_map(|entry| &entry.holders).map(|held| held.pid);
+        holding.chain(self.processes.recent()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn known_gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.gaps.processes.iter().chain(&self.gaps.descriptors).chain(&self.gaps.namespaces)
+    }
+
+    fn incomplete(&self, findings: &Findings) -> Vec<String> {
+        let all: BTreeSet<&Gap> = self.known_gaps().chain(&findings.gaps).collect();
+        all.into_iter().map(ToString::to_string).collect()
+    }
+}

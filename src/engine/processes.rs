@@ -1,0 +1,377 @@
+//! The processes of the host and the job each belongs to, kept from events and snapshots.
+//!
+//! Keyed by pid among the living, where the kernel keeps it unique; a pid that comes back with another start time is
+//! another process. A job is inherited at fork, so a process that blanks its variables or loses its parent keeps it.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::judge::ci::Kin;
+use crate::kernel::netns::{Inhabitants, add_inhabitant};
+use crate::model::cgroup_path;
+use crate::model::job::JobKey;
+#[cfg(test)]
+use crate::model::process::Variables;
+use crate::model::process::{Ancestor, Process, ProcessId};
+
+/// Ancestries are followed this far: a bound against cycles that a reused pid could make.
+const MAX_GENERATIONS: usize = 64;
+
+#[derive(Debug, Clone)]
+struct Record {
+    /// `None` between fork and the first reading.
+    start: Option<u64>,
+    ppid: u32,
+    comm: String,
+    cmdline: Vec<String>,
+    container: Option<String>,
+    netns: Option<u64>,
+    /// The job that its own variables name.
+    own_job: Option<JobKey>,
+    /// The job it belongs to: its own, else the one it was born into.
+    job: Option<JobKey>,
+    /// Whether it has been seen since the last [`ProcessTable::take_recent`].
+    recent: bool,
+}
+
+/// Whether a pid that was read is still the process it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Pid {
+    /// It is, or it is new.
+    Kept,
+    /// It was another process, whose end went by unseen.
+    Reused,
+}
+
+/// The process table.
+#[derive(Debug, Default)]
+pub(super) struct ProcessTable {
+    records: HashMap<u32, Record>,
+    /// The other direction of [`Record::ppid`].
+    children: HashMap<u32, HashSet<u32>>,
+}
+
+impl ProcessTable {
+    /// A process was made: it is its parent's copy, job included.
+    pub(super) fn forked(&mut self, parent: u32, child: u32) {
+        let Some(of_parent) = self.records.get(&parent) else { return };
+        let record = Record { start: None, ppid: parent, own_job: None, recent: true, ..of_parent.clone() };
+        self.insert(child, record);
+    }
+
+    fn insert(&mut self, pid: u32, record: Record) {
+        self.children.entry(record.ppid).or_default().insert(pid);
+        let parent = record.ppid;
+        if let Some(before) = self.records.insert(pid, record).filter(|before| before.ppid != parent) {
+            self.leave(before.ppid, pid);
+        }
+    }
+
+    fn leave(&mut self, parent: u32, child: u32) {
+        if let Some(siblings) = self.children.get_mut(&parent) {
+            siblings.remove(&child);
+            if siblings.is_empty() {
+                self.children.remove(&parent);
+            }
+        }
+    }
+
+    /// A process was read, at its exec or by a snapshot. `own_job` is what its variables name. A job it was born into
+    /// stays, unless its own variables name another; a process met for the first time takes its parent's.
+    pub(super) fn read(&mut self, process: Process, own_job: Option<JobKey>) -> Pid {
+        let Process { id, ppid, comm, cmdline, cgroup, netns, .. } = process;
+        let same = |record: &&Record| record.start.is_none_or(|start| start == id.start);
+        let known = self.records.get(&id.pid).filter(same);
+        let inherited = match known {
+            Some(record) => record.job.clone(),
+            None => self.job(ppid).filter(|_| ppid != 1).cloned(),
+        };
+        let container = cgroup.as_deref().and_then(cgroup_path::container);
+        let recent = known.is_none_or(|record| record.recent);
+        let job = own_job.clone().or(inherited);
+        let record =
+            Record { start: Some(id.start), ppid, comm, cmdline, container, netns, own_job, job, recent };
+        let reused = known.is_none() && self.records.contains_key(&id.pid);
+        if reused {
+            self.exited(id.pid);
+        }
+        self.insert(id.pid, record);
+        if reused { Pid::Reused } else { Pid::Kept }
+    }
+
+    /// Processes and the namespaces they live in now.
+    pub(super) fn moved(&mut self, netns: &[(u32, u64)]) {
+        for (pid, inode) in netns {
+            if let Some(record) = self.records.get_mut(pid) {
+                record.netns = Some(*inode);
+            }
+        }
+    }
+
+    /// A process gave itself another name.
+    pub(super) fn renamed(&mut self, pid: u32, comm: String) {
+        if let Some(record) = self.records.get_mut(&pid) {
+            record.comm = comm;
+        }
+    }
+
+    /// A process ended.
+    pub(super) fn exited(&mut self, pid: u32) {
+        let Some(record) = self.records.remove(&pid) else { return };
+        self.leave(record.ppid, pid);
+        // Orphans go to pid 1 (or a subreaper, which the next reading tells): never to whoever gets this pid next.
+        for child in self.children.remove(&pid).unwrap_or_default() {
+            if let Some(orphan) = self.records.get_mut(&child) {
+                orphan.ppid = 1;
+                self.children.entry(1).or_default().insert(child);
+            }
+        }
+    }
+
+    /// Forgets those that are no longer alive; answers who they were.
+    pub(super) fn keep_only(&mut self, alive: &HashSet<u32>) -> Vec<u32> {
+        let gone: Vec<u32> = self.records.keys().filter(|pid| !alive.contains(pid)).copied().collect();
+        for pid in &gone {
+            self.exited(*pid);
+        }
+        gone
+    }
+
+    /// Takes jobs from parents, and in a container from its oldest process, for processes met in no order.
+    pub(super) fn settle_jobs(&mut self) {
+        let orphans: Vec<u32> =
+            self.records.iter().filter(|(_, record)| record.job.is_none()).map(|(pid, _)| *pid).collect();
+        let found: Vec<(u32, JobKey)> = orphans
+            .into_iter()
+            .filter_map(|pid| {
+                let job = self.ancestors(pid).find_map(|record| record.job.clone());
+                Some((pid, job.or_else(|| self.job_of_container(pid))?))
+            })
+            .collect();
+        for (pid, job) in found {
+            if let Some(record) = self.records.get_mut(&pid) {
+                record.job = Some(job);
+            }
+        }
+    }
+
+    /// A container whose first process is a job's was started for that job; processes put into it later belong to it.
+    fn job_of_container(&self, pid: u32) -> Option<JobKey> {
+        let container = self.records.get(&pid)?.container.as_ref()?;
+        let inside = self.records.values().filter(|record| record.container.as_ref() == Some(container));
+        inside.min_by_key(|record| record.start)?.own_job.clone()
+    }
+
+    fn ancestors(&self, pid: u32) -> impl Iterator<Item = &Record> {
+        self.ancestor_pids(pid).filter_map(|pid| self.records.get(&pid))
+    }
+
+    fn ancestor_pids(&self, pid: u32) -> impl Iterator<Item = u32> {
+        let parent = |pid: &u32| self.records.get(pid).map(|record| record.ppid).filter(|ppid| *ppid != 0);
+        std::iter::successors(parent(&pid), move |pid| parent(pid)).take(MAX_GENERATIONS)
+    }
+
+    /// The job of a process.
+    pub(super) fn job(&self, pid: u32) -> Option<&JobKey> {
+        self.records.get(&pid)?.job.as_ref()
+    }
+
+    /// Name and arguments of a process.
+    pub(super) fn program(&self, pid: u32) -> Option<(&str, &[String])> {
+        self.records.get(&pid).map(|record| (record.comm.as_str(), record.cmdline.as_slice()))
+    }
+
+    /// A process and its ancestors, up to pid 1, for a CI system to judge. Processes without a reading are left out.
+    pub(super) fn lineage(&self, pid: u32) -> Vec<Kin<'_>> {
+        std::iter::once(pid)
+            .chain(self.ancestor_pids(pid))
+            .filter_map(|pid| {
+                let record = self.records.get(&pid)?;
+                Some(Kin {
+                    id: ProcessId { pid, start: record.start.unwrap_or(u64::MAX) },
+                    comm: &record.comm,
+                    cmdline: &record.cmdline,
+                    own_job: record.own_job.as_ref(),
+                })
+            })
+            .collect()
+    }
+
+    /// A process and everything that descends from it: those that may have inherited its descriptors.
+    pub(super) fn descendants(&self, pid: u32) -> Vec<u32> {
+        let mut found = vec![pid];
+        let mut seen = HashSet::from([pid]);
+        let mut next = 0;
+        while let Some(children) = found.get(next).map(|pid| self.children.get(pid)) {
+            found.extend(children.into_iter().flatten().filter(|child| seen.insert(**child)));
+            next += 1;
+        }
+        found
+    }
+
+    /// A parent, its parent, up to pid 1, for people.
+    pub(super) fn ancestry(&self, parent: u32) -> Vec<Ancestor> {
+        std::iter::once(parent)
+            .chain(self.ancestor_pids(parent))
+            .filter_map(|pid| Some(Ancestor { pid, comm: self.records.get(&pid)?.comm.clone() }))
+            .collect()
+    }
+
+    /// Living processes of a name, with their starts.
+    pub(super) fn named<'a>(&'a self, comm: &'a str) -> impl Iterator<Item = ProcessId> + 'a {
+        self.records
+            .iter()
+            .filter(move |(_, record)| record.comm == comm)
+            .map(|(pid, record)| ProcessId { pid: *pid, start: record.start.unwrap_or(u64::MAX) })
+    }
+
+    /// Start of a living process.
+    pub(super) fn start(&self, pid: u32) -> Option<u64> {
+        self.records.get(&pid)?.start
+    }
+
+    /// Which processes live in which namespace.
+    pub(super) fn inhabitants(&self) -> Inhabitants {
+        let mut inhabitants = Inhabitants::new();
+        for (pid, record) in &self.records {
+            if let Some(inode) = record.netns {
+                add_inhabitant(&mut inhabitants, inode, *pid);
+            }
+        }
+        inhabitants
+    }
+
+    /// Living processes.
+    pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.records.keys().copied()
+    }
+
+    /// How many processes are known.
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// The processes that appeared since the last [`ProcessTable::take_recent`].
+    pub(super) fn recent(&self) -> impl Iterator<Item = u32> {
+        self.records.iter().filter(|(_, record)| record.recent).map(|(pid, _)| *pid)
+    }
+
+    /// The processes that appeared since the last call: the likeliest holders of a socket that appeared since then.
+    pub(super) fn take_recent(&mut self) -> Vec<u32> {
+        let recent = self.records.iter_mut().filter(|(_, record)| record.recent);
+        recent
+            .map(|(pid, record)| {
+                record.recent = false;
+                *pid
+            })
+            .collect()
+    }
+}
+
+/// A process as a literal, for tests.
+#[cfg(test)]
+pub(crate) fn literal(pid: u32, ppid: u32, comm: &str) -> Process {
+    Process {
+        id: ProcessId { pid, start: u64::from(pid) },
+        ppid,
+        comm: comm.to_owned(),
+        cmdline: vec![comm.to_owned()],
+        cgroup: None,
+        netns: None,
+        variables: Variables::default(),
+        variables_readable: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(id: &str) -> JobKey {
+        JobKey { ci: "github".to_owned(), id: id.to_owned() }
+    }
+
+    fn table() -> ProcessTable {
+        let mut table = ProcessTable::default();
+        let _ = table.read(literal(1, 0, "systemd"), None);
+        let _ = table.read(literal(10, 1, "bash"), Some(job("a")));
+        table
+    }
+
+    #[test]
+    fn a_process_that_blanked_its_variables_keeps_the_job_it_was_born_into() {
+        let mut table = table();
+        table.forked(10, 11);
+        let _ =
+            table.read(Process { id: ProcessId { pid: 11, start: 11 }, ..literal(11, 10, "evader") }, None);
+        assert_eq!(table.job(11), Some(&job("a")));
+    }
+
+    #[test]
+    fn a_daemonised_grandchild_keeps_its_job() {
+        let mut table = table();
+        table.forked(10, 11);
+        table.forked(11, 12);
+        table.exited(11);
+        table.exited(10);
+        let _ = table.read(literal(12, 1, "server"), None);
+        assert_eq!(table.job(12), Some(&job("a")));
+        assert_eq!(table.lineage(12).iter().map(|kin| kin.id.pid).collect::<Vec<_>>(), [12, 1]);
+    }
+
+    #[test]
+    fn own_variables_count_more_than_birth() {
+        let mut table = table();
+        table.forked(10, 11);
+        let _ = table.read(literal(11, 10, "nested"), Some(job("b")));
+        assert_eq!(table.job(11), Some(&job("b")));
+    }
+
+    #[test]
+    fn a_reused_pid_is_another_process() {
+        let mut table = table();
+        let other = Process { id: ProcessId { pid: 10, start: 99 }, ..literal(10, 1, "cron") };
+        assert_eq!(table.read(other, None), Pid::Reused);
+        assert_eq!(table.job(10), None);
+    }
+
+    #[test]
+    fn processes_met_in_no_order_find_their_jobs() {
+        let mut table = ProcessTable::default();
+        let _ = table.read(literal(12, 11, "server"), None);
+        let _ = table.read(literal(11, 10, "sh"), None);
+        let _ = table.read(literal(10, 1, "bash"), Some(job("a")));
+        table.settle_jobs();
+        assert_eq!(table.job(12), Some(&job("a")));
+    }
+
+    #[test]
+    fn what_is_put_into_a_jobs_container_is_the_jobs() {
+        let inside = |process| Process { cgroup: Some(format!("/docker/{}", "a".repeat(64))), ..process };
+        let mut table = ProcessTable::default();
+        let _ = table.read(inside(literal(20, 5, "sh")), Some(job("a")));
+        let _ = table.read(inside(literal(30, 5, "execed")), None);
+        table.settle_jobs();
+        assert_eq!(table.job(30), Some(&job("a")));
+    }
+
+    #[test]
+    fn a_cycle_of_parents_ends() {
+        let mut table = ProcessTable::default();
+        let _ = table.read(literal(2, 3, "a"), None);
+        let _ = table.read(literal(3, 2, "b"), None);
+        assert!(table.ancestry(2).len() <= MAX_GENERATIONS + 1);
+        assert_eq!(table.lineage(4).len(), 0);
+    }
+
+    #[test]
+    fn descendants_are_found() {
+        let mut table = table();
+        table.forked(10, 11);
+        table.forked(11, 12);
+        table.forked(1, 13);
+        let mut found = table.descendants(10);
+        found.sort_unstable();
+        assert_eq!(found, [10, 11, 12]);
+    }
+}

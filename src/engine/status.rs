@@ -1,0 +1,113 @@
+//! What the agent says about itself and its host: a value made at every look, for metrics, health and the log.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Engine, Leak};
+use crate::kernel::look::Findings;
+use crate::model::job::JobState;
+use crate::model::socket::{ClaimKind, Protocol};
+
+/// Counters that only grow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Leaks by CI system.
+    pub leaks: BTreeMap<String, u64>,
+    /// Failed attributions by reason.
+    pub attribution_failures: BTreeMap<&'static str, u64>,
+}
+
+impl Counters {
+    pub(super) fn leaked(&mut self, leak: &Leak) {
+        let ci = leak.job.as_ref().map(|job| job.ci.clone()).unwrap_or_default();
+        *self.leaks.entry(ci).or_insert(0) += 1;
+    }
+
+    pub(super) fn attribution_failed(&mut self, reason: &'static str) {
+        *self.attribution_failures.entry(reason).or_insert(0) += 1;
+    }
+
+    pub(super) fn looked(&mut self, findings: &Findings) {
+        if findings.read_everywhere {
+            let orphans = findings.holders.values().filter(|holders| holders.is_empty()).count();
+            for _ in 0..orphans {
+                self.attribution_failed("no_holder");
+            }
+        }
+    }
+}
+
+/// A source of observations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourceStatus {
+    /// Whether it works.
+    pub up: bool,
+    /// Why not.
+    pub why: Option<String>,
+    /// How long its last look took.
+    pub took: Option<Duration>,
+    /// Events it delivered.
+    pub events: u64,
+    /// Times it said that events were lost.
+    pub lost: u64,
+}
+
+/// The agent's view of itself and its host.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// Whether the first look is done.
+    pub ready: bool,
+    /// By protocol and kind.
+    pub held: BTreeMap<(Protocol, ClaimKind), usize>,
+    /// Network namespaces.
+    pub netns: usize,
+    /// Processes followed.
+    pub processes: usize,
+    /// Jobs by system and state.
+    pub jobs: BTreeMap<(String, &'static str), usize>,
+    /// Leaked listeners.
+    pub leaks: Vec<Leak>,
+    /// Counters.
+    pub counters: Counters,
+    /// Sources by name.
+    pub sources: BTreeMap<&'static str, SourceStatus>,
+    /// What could not be seen, in sentences.
+    pub incomplete: Vec<String>,
+}
+
+impl Engine {
+    /// The engine's part of the status.
+    pub fn status(&self) -> Status {
+        let mut held: BTreeMap<(Protocol, ClaimKind), usize> = BTreeMap::new();
+        for protocol in Protocol::ALL {
+            for kind in [ClaimKind::Listener, ClaimKind::Bound, ClaimKind::Connection, ClaimKind::TimeWait] {
+                held.insert((protocol, kind), 0);
+            }
+        }
+        held.extend(self.ports.counts());
+        let mut jobs: BTreeMap<(String, &'static str), usize> = BTreeMap::new();
+        for system in &self.policy.systems {
+            for state in [JobState::Running, JobState::Ended, JobState::Unknown] {
+                jobs.insert((system.name().to_owned(), state.as_str()), 0);
+            }
+        }
+        jobs.extend(self.jobs.counts().into_iter().map(|((ci, state), count)| ((ci, state.as_str()), count)));
+        let mut counters = self.counters.clone();
+        for system in &self.policy.systems {
+            counters.leaks.entry(system.name().to_owned()).or_insert(0);
+        }
+        let mut leaks: Vec<Leak> = self.leaks.values().cloned().collect();
+        leaks.sort_by_key(|leak| (leak.port, leak.key));
+        Status {
+            ready: false,
+            held,
+            netns: self.ports.netns_count(),
+            processes: self.processes.len(),
+            jobs,
+            leaks,
+            counters,
+            sources: BTreeMap::new(),
+            incomplete: self.known_gaps().map(ToString::to_string).collect(),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What to do next, in sentences, from the claims on a port.
+//!
+//! A command that is proposed holds numbers and checked names only: process names and units are chosen by others.
+
+use crate::model::claim::{Claim, OwnerType, Verdict};
+use crate::model::job::Job;
+use crate::model::socket::ClaimKind;
+
+/// Characters of a container id that runtimes show and take.
+const SHORT_ID_CHARS: usize = 12;
+
+/// Sentences for these claims, without repeating any.
+pub fn advice(claims: &[Claim]) -> Vec<String> {
+    let mut sentences: Vec<String> = Vec::new();
+    for sentence in claims.iter().filter_map(for_claim) {
+        if !sentences.contains(&sentence) {
+            sentences.push(sentence);
+        }
+    }
+    sentences
+}
+
+fn for_claim(claim: &Claim) -> Option<String> {
+    match claim.kind {
+        ClaimKind::TimeWait => Some(format!(
+            "Port {} is in TIME_WAIT, for 60s at most: set SO_REUSEADDR before bind, or wait.",
+            claim.port
+        )),
+        ClaimKind::Connection if claim.peer.is_some() && !claim.holders.is_empty() => for_connection(claim),
+        ClaimKind::Connection | ClaimKind::NatRule | ClaimKind::Reserved => None,
+        ClaimKind::Listener | ClaimKind::Bound => for_holder(claim),
+    }
+}
+
+fn for_connection(claim: &Claim) -> Option<String> {
+    let client = claim.holders.first()?.pid;
+    Some(format!(
+        "A connection of process {client} uses {0} as its own port; a bind to {0} can fail until it is closed. Keep clients off the port: sysctl net.ipv4.ip_local_reserved_ports={0}.",
+        claim.port
+    ))
+}
+
+fn for_holder(claim: &Claim) -> Option<String> {
+    let Some(holder) = claim.holders.first() else {
+        return Some(
+            "No process was found that has it open: as root, and with the daemon, sniffer sees more."
+                .to_owned(),
+        );
+    };
+    let end = how_to_end(claim).unwrap_or_else(|| format!("kill {}", holder.pid));
+    Some(match (claim.verdict, &claim.job) {
+        (Verdict::Leaked, Some(job)) => format!(
+            "It was left behind by {}. End it: {end}. Next time: stop it in a step that always runs, or bind port 0.",
+            words(job)
+        ),
+        (Verdict::Grace, Some(job)) => {
+            format!("{} has ended; if it does not let go by itself: {end}.", capitalised(&words(job)))
+        }
+        (Verdict::Healthy, Some(job)) => {
+            format!(
+                "{} still needs it: wait for that, or use another port (bind port 0, read it back).",
+                capitalised(&words(job))
+            )
+        }
+        (Verdict::Exempt, _) => {
+            "It outlives jobs on purpose: use another port, or stop it yourself.".to_owned()
+        }
+        _ => format!("If it is not needed: {end}. Otherwise use another port (bind port 0, read it back)."),
+    })
+}
+
+fn words(job: &Job) -> String {
+    match (&job.name, &job.repository) {
+        (Some(name), Some(repository)) => format!("{} job {name} of {repository}", job.ci),
+        (Some(name), None) => format!("{} job {name}", job.ci),
+        _ => format!("{} job {}", job.ci, job.id),
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
+}
+
+fn how_to_end(claim: &Claim) -> Option<String> {
+    let holder = claim.holders.first()?;
+    if let Some(id) = holder.container.as_deref().and_then(|id| id.get(..SHORT_ID_CHARS)) {
+        return Some(format!("stop container {id}"));
+    }
+    let unit = holder.unit.as_deref().filter(|unit| unit.ends_with(".service") && is_plain(unit))?;
+    // A CI runner's unit is not the thing to stop; a service of its own is.
+    let whole_unit =
+        claim.job.is_none() && claim.owner.kind != OwnerType::Container && !unit.starts_with("user@");
+    whole_unit.then(|| format!("systemctl stop {unit}"))
+}
+
+fn is_plain(unit: &str) -> bool {
+    unit.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"@._-:".contains(&byte))
+        && !unit.starts_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_with_an_odd_name_enters_no_command() {
+        assert!(is_plain("actions.runner.org-repo.service"));
+        assert!(!is_plain("a;reboot.service"));
+        assert!(!is_plain("-x.service"));
+    }
+}

@@ -1,0 +1,8 @@
+//! Judgement: which job a process belongs to, when a job is over, whether a listener has leaked.
+//!
+//! Pure functions of values, `now` among them: no clock, no files, no sockets. Tested with literals.
+
+pub mod advice;
+pub mod ci;
+pub mod exempt;
+pub mod leak;

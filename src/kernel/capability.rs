@@ -1,0 +1,43 @@
+//! What this process may do, by its effective capability set (capabilities(7)).
+
+use super::Unreadable;
+
+/// A capability that a look needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capability {
+    bit: u32,
+    /// Its name.
+    pub name: &'static str,
+    /// What is lost without it.
+    pub lost: &'static str,
+}
+
+/// Every capability the program uses, with what is lost without it. The unit file grants these and no others.
+pub const USED: [Capability; 4] = [
+    Capability {
+        bit: 2,
+        name: "CAP_DAC_READ_SEARCH",
+        lost: "the open files of other users' processes cannot be listed: holders are missing",
+    },
+    Capability {
+        bit: 12,
+        name: "CAP_NET_ADMIN",
+        lost: "process events cannot be subscribed to: the agent falls back to polling",
+    },
+    Capability {
+        bit: 19,
+        name: "CAP_SYS_PTRACE",
+        lost: "namespaces, environments and descriptors of other users' processes cannot be read: jobs and holders are missing",
+    },
+    Capability {
+        bit: 21,
+        name: "CAP_SYS_ADMIN",
+        lost: "other network namespaces cannot be entered: their ports are unknown",
+    },
+];
+
+/// Those of [`USED`] that this process lacks. Errors: /proc/self/status cannot be read.
+pub fn missing() -> Result<Vec<Capability>, Unreadable> {
+    let effective = procfs::process::Process::myself()?.status()?.capeff;
+    Ok(USED.into_iter().filter(|capability| effective & (1 << capability.bit) == 0).collect())
+}

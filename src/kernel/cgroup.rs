@@ -1,0 +1,80 @@
+//! cgroup v2 ids to paths: the id is the inode of the directory (cgroups(7), kernfs).
+//!
+//! A walk of the tree needs no privilege, where open_by_handle_at(2) would. An id that has no directory now never gets
+//! one, so it is remembered as gone.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::DirEntryExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Where cgroup v2 is mounted: alone, or beside v1.
+const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+/// A file that only v2 has in its root.
+const MARK: &str = "cgroup.controllers";
+/// Deeper trees are not walked; a bound, not an expectation.
+const MAX_DEPTH: usize = 32;
+/// Ids remembered; past it the memory starts anew.
+const MAX_REMEMBERED: usize = 100_000;
+
+/// The mount point of cgroup v2, where there is one.
+pub fn mount() -> Option<PathBuf> {
+    MOUNTS.iter().map(PathBuf::from).find(|path| path.join(MARK).exists())
+}
+
+/// Paths by cgroup id.
+#[derive(Debug, Default)]
+pub struct CgroupPaths(Mutex<HashMap<u64, Option<String>>>);
+
+impl CgroupPaths {
+    /// Resolves ids, walking the tree once if one of them is new. Ids of removed cgroups are absent.
+    pub fn resolve(&self, ids: impl IntoIterator<Item = u64>) -> HashMap<u64, String> {
+        let Ok(mut known) = self.0.lock() else { return HashMap::new() };
+        let ids: Vec<u64> = ids.into_iter().collect();
+        if ids.iter().any(|id| !known.contains_key(id)) {
+            if known.len() > MAX_REMEMBERED {
+                known.clear();
+            }
+            if let Some(mount) = mount() {
+                walk(&mount, "/", 0, &mut known);
+            }
+            for id in &ids {
+                known.entry(*id).or_insert(None);
+            }
+        }
+        ids.iter().filter_map(|id| Some((*id, known.get(id)?.clone()?))).collect()
+    }
+}
+
+fn walk(directory: &Path, path: &str, depth: usize, known: &mut HashMap<u64, Option<String>>) {
+    if depth == 0
+        && let Ok(meta) = fs::metadata(directory)
+    {
+        known.insert(std::os::unix::fs::MetadataExt::ino(&meta), Some(path.to_owned()));
+    }
+    if depth >= MAX_DEPTH {
+        return;
+    }
+    // A cgroup removed in the middle of the walk is simply gone.
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let name = entry.file_name();
+            let child = format!("{}/{}", path.trim_end_matches('/'), name.to_string_lossy());
+            known.insert(entry.ino(), Some(child.clone()));
+            walk(&entry.path(), &child, depth + 1, known);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_id_is_absent_and_asked_once() {
+        let paths = CgroupPaths::default();
+        assert_eq!(paths.resolve([u64::MAX]), HashMap::new());
+        assert_eq!(paths.0.lock().unwrap().get(&u64::MAX), Some(&None));
+    }
+}

@@ -1,0 +1,393 @@
+//! One look at the system: sockets of every namespace, who has them open, and the processes behind them.
+//!
+//! The one-shot verbs take one look; the daemon takes one at every interval and one for every question. What to look
+//! for is a [`Plan`] made of values, what was seen is [`Findings`]: the engine knows nothing of how.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use jiff::Timestamp;
+
+use super::descriptors::{self, Descriptor, Scan};
+use super::mounts::{self, NetnsMount};
+use super::netns::{self, Inhabitants, NetnsEntry};
+use super::process::{self, Reader};
+use super::sock_diag::{self, DiagQuery};
+use super::{Gap, Unreadable, links};
+use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
+use crate::model::process::{Holder, Process};
+use crate::model::socket::{ClaimKind, Socket, SocketKey};
+
+/// Whether to read the descriptors of every process of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Everywhere {
+    /// Never: what the first processes do not have stays unresolved.
+    Never,
+    /// Where a socket is left without a holder.
+    WhenNeeded,
+    /// In any case: also finds sockets handed to strangers, and namespaces kept alive by a descriptor only.
+    Always,
+}
+
+/// How to look for the holders of the sockets that are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Search {
+    /// Sockets whose holders are known and need no look.
+    pub settled: HashSet<SocketKey>,
+    /// Descriptors that held, or may have inherited, a socket: one readlink each tells.
+    pub candidates: HashMap<SocketKey, Vec<Descriptor>>,
+    /// Processes to read first, the most likely ones.
+    pub first: Vec<u32>,
+    /// Whether to read all.
+    pub everywhere: Everywhere,
+    /// Whether connections and TIME_WAIT count, or only listeners and bound sockets.
+    pub connections: bool,
+    /// Threads that may read descriptors at once.
+    pub threads: usize,
+}
+
+impl Search {
+    /// The search of a program that knows nothing yet: all processes, on all cores.
+    pub fn unprepared() -> Self {
+        Search {
+            settled: HashSet::new(),
+            candidates: HashMap::new(),
+            first: Vec::new(),
+            everywhere: Everywhere::Always,
+            connections: true,
+            threads: descriptors::all_cores(),
+        }
+    }
+}
+
+/// Of which sockets to describe the holders for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Describe {
+    /// Of none.
+    Nobody,
+    /// Of these.
+    Only(HashSet<SocketKey>),
+    /// Of all.
+    Everybody,
+}
+
+/// What to look for, and where.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Sockets to ask the kernel for.
+    pub query: DiagQuery,
+    /// Only this namespace.
+    pub only: Option<NetnsSelector>,
+    /// Namespaces with processes; `None` to ask every process anew, for a look that must not miss one.
+    pub inhabitants: Option<Inhabitants>,
+    /// Namespaces that a descriptor is known to keep alive.
+    pub netns_descriptors: BTreeMap<u64, Descriptor>,
+    /// Processes whose mount namespaces to search for mounted namespaces, beside this program's own.
+    pub mount_pids: Vec<u32>,
+    /// Holders.
+    pub search: Search,
+    /// Whose holders are to be described for people.
+    pub describe: Describe,
+}
+
+/// What was seen in one namespace.
+#[derive(Debug, Clone)]
+pub struct NetnsFound {
+    /// Identity.
+    pub key: NetnsKey,
+    /// What documents show of it.
+    pub shown: Netns,
+    /// Its sockets, or `None` where they could not be read.
+    pub sockets: Option<Vec<Socket>>,
+}
+
+/// What a look saw.
+#[derive(Debug, Clone)]
+pub struct Findings {
+    /// When the kernel was asked: nothing later is in here.
+    pub taken_at: Timestamp,
+    /// What was asked.
+    pub query: DiagQuery,
+    /// Whether every known namespace was asked, or only one.
+    pub all_netns: bool,
+    /// Namespaces, this program's own first.
+    pub namespaces: Vec<NetnsFound>,
+    /// Paths of the cgroups that sockets were created in.
+    pub cgroups: HashMap<u64, String>,
+    /// Holders of every socket that was searched for; an empty list means that nobody was found.
+    pub holders: HashMap<SocketKey, Vec<Descriptor>>,
+    /// Whether all processes were read, so that an empty list of holders means nobody.
+    pub read_everywhere: bool,
+    /// Processes whose descriptors were read.
+    pub processes_read: usize,
+    /// Namespaces that descriptors refer to; only after reading everywhere.
+    pub netns_descriptors: Option<BTreeMap<u64, Descriptor>>,
+    /// Processes met as holders by reading.
+    pub processes: Vec<Process>,
+    /// Holders, described for people, where that was asked for.
+    pub described: HashMap<Descriptor, Holder>,
+    /// What could not be seen.
+    pub gaps: Vec<Gap>,
+}
+
+/// Takes a look. Fails only where not even this program's own namespace can be named.
+pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
+    let own = netns::own()?;
+    let taken_at = reader.clock.now();
+    let mut gaps = Vec::new();
+    let mounts = mounts::everywhere(&plan.mount_pids).unwrap_or_else(|gap| {
+        gaps.push(gap);
+        Vec::new()
+    });
+    let inhabitants = plan.inhabitants.clone().unwrap_or_else(|| inhabitants(&mut gaps));
+    let mut look = Look { plan, own, inhabitants, mounts, namespaces: Vec::new(), gaps };
+    look.visit(&look.entries(&plan.netns_descriptors)?);
+    let mut found = Holders::default();
+    look.search(&mut found);
+    if let Some(descriptors) = &found.netns_descriptors {
+        let seen: HashSet<NetnsKey> = look.namespaces.iter().map(|netns| netns.key).collect();
+        let mut fresh = look.entries(descriptors)?;
+        fresh.retain(|entry| !seen.contains(&entry.key));
+        if !fresh.is_empty() {
+            look.visit(&fresh);
+            look.search(&mut found);
+        }
+    }
+    Ok(look.finish(taken_at, found, reader))
+}
+
+struct Look<'a> {
+    plan: &'a Plan,
+    own: NetnsKey,
+    inhabitants: Inhabitants,
+    mounts: Vec<NetnsMount>,
+    namespaces: Vec<NetnsFound>,
+    gaps: Vec<Gap>,
+}
+
+#[derive(Default)]
+struct Holders {
+    by_socket: HashMap<SocketKey, Vec<Descriptor>>,
+    met: HashSet<u32>,
+    netns_descriptors: Option<BTreeMap<u64, Descriptor>>,
+    processes_read: usize,
+}
+
+impl Look<'_> {
+    fn entries(&self, descriptors: &BTreeMap<u64, Descriptor>) -> Result<Vec<NetnsEntry>, Unreadable> {
+        let mut entries = netns::merge(self.own, &self.inhabitants, &self.mounts, descriptors);
+        if let Some(only) = &self.plan.only {
+            let inode = match only {
+                NetnsSelector::Pid(pid) => Some(netns::of_process(*pid)?),
+                NetnsSelector::Inode(inode) => Some(*inode),
+                NetnsSelector::Name(_) => None,
+            };
+            entries.retain(|entry| match only {
+                NetnsSelector::Name(name) => entry.shown.name.as_ref() == Some(name),
+                _ => Some(entry.key.inode) == inode,
+            });
+        }
+        Ok(entries)
+    }
+
+    fn visit(&mut self, entries: &[NetnsEntry]) {
+        let (found, gaps) = netns::visit(entries, |entry| {
+            let mut sockets = sock_diag::dump(entry.key, &self.plan.query)?;
+            // Without its name an interface is shown by nothing; the socket counts all the same.
+            let _ = links::name_interfaces(&mut sockets);
+            Ok(sockets)
+        });
+        self.gaps.extend(gaps);
+        let mut sockets: HashMap<NetnsKey, Vec<Socket>> = found.into_iter().collect();
+        let unread: HashSet<u64> = self.gaps.iter().filter_map(netns_of_gap).collect();
+        for entry in entries {
+            let sockets = sockets.remove(&entry.key);
+            // Neither read nor refused: it ended meanwhile.
+            if sockets.is_some() || unread.contains(&entry.key.inode) {
+                self.namespaces.push(NetnsFound { key: entry.key, shown: entry.shown.clone(), sockets });
+            }
+        }
+    }
+
+    /// The sockets that still want a holder, by inode.
+    fn wanted(&self, found: &Holders) -> HashMap<u32, SocketKey> {
+        let search = &self.plan.search;
+        self.namespaces
+            .iter()
+            .flat_map(|netns| netns.sockets.iter().flatten())
+            .filter(|socket| socket.inode != 0 && !search.settled.contains(&socket.key))
+            .filter(|socket| {
+                search.connections || matches!(socket.kind(), ClaimKind::Listener | ClaimKind::Bound)
+            })
+            .filter(|socket| !found.by_socket.contains_key(&socket.key))
+            .map(|socket| (socket.inode, socket.key))
+            .collect()
+    }
+
+    fn search(&mut self, found: &mut Holders) {
+        let search = &self.plan.search;
+        let mut wanted = self.wanted(found);
+        if search.everywhere != Everywhere::Always {
+            verify(&search.candidates, &mut wanted, found);
+            if !wanted.is_empty() && !search.first.is_empty() {
+                let scan = self.scan(&search.first, &wanted);
+                take(scan, &mut wanted, found);
+            }
+        }
+        let all = match search.everywhere {
+            Everywhere::Never => false,
+            Everywhere::WhenNeeded => !wanted.is_empty(),
+            Everywhere::Always => found.netns_descriptors.is_none() || !wanted.is_empty(),
+        };
+        if all {
+            match process::pids() {
+                Ok(pids) => {
+                    let scan = self.scan(&pids, &wanted);
+                    self.gaps.retain(|gap| !matches!(gap, Gap::Descriptors(_)));
+                    self.gaps.extend(scan.gap());
+                    found.netns_descriptors = Some(scan.netns.clone());
+                    found.processes_read = scan.read;
+                    take(scan, &mut wanted, found);
+                }
+                Err(error) => self.gaps.push(Gap::Processes(format!("{error:?}"))),
+            }
+        }
+        for key in wanted.into_values() {
+            found.by_socket.insert(key, Vec::new());
+        }
+    }
+
+    fn scan(&self, pids: &[u32], wanted: &HashMap<u32, SocketKey>) -> Scan {
+        descriptors::scan(pids, Some(&wanted.keys().copied().collect()), self.plan.search.threads)
+    }
+
+    fn finish(self, taken_at: Timestamp, found: Holders, reader: &Reader) -> Findings {
+        let ids = self.namespaces.iter().flat_map(|netns| netns.sockets.iter().flatten());
+        let cgroups = reader.cgroups.resolve(ids.filter_map(|socket| socket.cgroup_id));
+        let wanted = |key: &SocketKey| match &self.plan.describe {
+            Describe::Nobody => false,
+            Describe::Only(keys) => keys.contains(key),
+            Describe::Everybody => true,
+        };
+        let described = found
+            .by_socket
+            .iter()
+            .filter(|(key, _)| wanted(key))
+            .flat_map(|(_, holders)| holders)
+            .map(|held| (*held, reader.describe(held.pid, held.fd)))
+            .collect();
+        Findings {
+            taken_at,
+            query: self.plan.query.clone(),
+            all_netns: self.plan.only.is_none(),
+            namespaces: self.namespaces,
+            cgroups,
+            read_everywhere: found.netns_descriptors.is_some(),
+            processes_read: found.processes_read,
+            netns_descriptors: found.netns_descriptors,
+            processes: found.met.iter().filter_map(|pid| reader.read(*pid).ok()).collect(),
+            holders: found.by_socket,
+            described,
+            gaps: self.gaps,
+        }
+    }
+}
+
+/// Asks every process for its namespace. Those that refuse are a gap.
+fn inhabitants(gaps: &mut Vec<Gap>) -> Inhabitants {
+    let pids = process::pids().unwrap_or_else(|error| {
+        gaps.push(Gap::Processes(format!("{error:?}")));
+        Vec::new()
+    });
+    let (by_process, denied) = netns::of_processes(&pids);
+    gaps.extend((denied > 0).then_some(Gap::ProcessNetns(denied)));
+    let mut inhabitants = Inhabitants::new();
+    for (pid, inode) in by_process {
+        netns::add_inhabitant(&mut inhabitants, inode, pid);
+    }
+    inhabitants
+}
+
+fn netns_of_gap(gap: &Gap) -> Option<u64> {
+    match gap {
+        Gap::EnterNetns(inode, _) | Gap::ReadNetns(inode, _) => Some(*inode),
+        _ => None,
+    }
+}
+
+/// Asks each candidate descriptor whether it still refers to the socket.
+fn verify(
+    candidates: &HashMap<SocketKey, Vec<Descriptor>>,
+    wanted: &mut HashMap<u32, SocketKey>,
+    found: &mut Holders,
+) {
+    wanted.retain(|inode, key| {
+        let holders: Vec<Descriptor> = candidates
+            .get(key)
+            .into_iter()
+            .flatten()
+            .filter(|descriptor| descriptors::refers_to(**descriptor, *inode) == Ok(true))
+            .copied()
+            .collect();
+        let unresolved = holders.is_empty();
+        if !unresolved {
+            found.by_socket.insert(*key, holders);
+        }
+        unresolved
+    });
+}
+
+fn take(scan: Scan, wanted: &mut HashMap<u32, SocketKey>, found: &mut Holders) {
+    for (inode, holders) in scan.sockets {
+        if let Some(key) = wanted.remove(&inode) {
+            found.met.extend(holders.iter().map(|descriptor| descriptor.pid));
+            found.by_socket.insert(key, holders);
+        }
+    }
+}
+
+/// The processes of the host, for a program that knows some of them already.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessList {
+    /// Every pid that is alive.
+    pub alive: HashSet<u32>,
+    /// Those that were not known before, read.
+    pub fresh: Vec<Process>,
+    /// The namespace each lives in: a process may change it at any time (unshare(2)).
+    pub netns: Vec<(u32, u64)>,
+    /// What could not be seen.
+    pub gaps: Vec<Gap>,
+}
+
+/// Lists the processes, and reads those that are not in `known`. Errors are gaps: an unreadable list is empty.
+pub fn processes(reader: &Reader, known: &HashSet<u32>) -> ProcessList {
+    let alive: HashSet<u32> = match process::pids() {
+        Ok(pids) => pids.into_iter().collect(),
+        Err(error) => {
+            return ProcessList {
+                gaps: vec![Gap::Processes(format!("{error:?}"))],
+                ..ProcessList::default()
+            };
+        }
+    };
+    let unknown: Vec<u32> = alive.difference(known).copied().collect();
+    let share = unknown.len().div_ceil(descriptors::all_cores()).max(64);
+    let mut fresh = Vec::with_capacity(unknown.len());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = unknown
+            .chunks(share)
+            .map(|pids| {
+                scope.spawn(move || pids.iter().filter_map(|pid| reader.read(*pid).ok()).collect::<Vec<_>>())
+            })
+            .collect();
+        for worker in workers {
+            fresh.extend(worker.join().unwrap_or_default());
+        }
+    });
+    let pids: Vec<u32> = alive.iter().copied().collect();
+    let (netns, closed_netns) = netns::of_processes(&pids);
+    let mut gaps = Vec::new();
+    let closed_environments = fresh.iter().filter(|process| !process.variables_readable).count();
+    gaps.extend((closed_environments > 0).then_some(Gap::Environments(closed_environments)));
+    gaps.extend((closed_netns > 0).then_some(Gap::ProcessNetns(closed_netns)));
+    ProcessList { alive, fresh, netns, gaps }
+}

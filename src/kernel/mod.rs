@@ -1,0 +1,117 @@
+//! The only I/O with the system: netlink, /proc, cgroups, the clock. The only place where unsafe code may be.
+//!
+//! Nothing here judges: functions return what the kernel said, with what could not be seen as [`Gap`]s.
+//! Nothing here keeps a descriptor into a foreign namespace longer than one look (an observer disturbs nothing).
+
+pub mod capability;
+pub mod cgroup;
+pub mod clock;
+pub mod descriptors;
+pub mod links;
+pub mod look;
+pub mod mounts;
+pub mod netlink;
+pub mod netns;
+pub mod proc_events;
+pub mod process;
+pub mod sock_diag;
+pub mod users;
+
+use std::fmt;
+
+/// Why one item could not be read. Vanished is normal, denied is said, malformed is a surprise worth a log line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It ended while it was being looked at.
+    Vanished,
+    /// The privilege is missing.
+    Denied,
+    /// The kernel said something this program does not understand.
+    Malformed(String),
+}
+
+impl From<rustix::io::Errno> for Unreadable {
+    fn from(errno: rustix::io::Errno) -> Self {
+        use rustix::io::Errno;
+        match errno {
+            Errno::NOENT | Errno::SRCH | Errno::NOTDIR => Unreadable::Vanished,
+            Errno::ACCESS | Errno::PERM => Unreadable::Denied,
+            other => Unreadable::Malformed(other.to_string()),
+        }
+    }
+}
+
+impl From<std::io::Error> for Unreadable {
+    fn from(error: std::io::Error) -> Self {
+        match rustix::io::Errno::from_io_error(&error) {
+            Some(errno) => errno.into(),
+            None => Unreadable::Malformed(error.to_string()),
+        }
+    }
+}
+
+impl From<procfs::ProcError> for Unreadable {
+    fn from(error: procfs::ProcError) -> Self {
+        match error {
+            procfs::ProcError::NotFound(_) => Unreadable::Vanished,
+            procfs::ProcError::PermissionDenied(_) => Unreadable::Denied,
+            procfs::ProcError::Io(error, _) => error.into(),
+            other => Unreadable::Malformed(other.to_string()),
+        }
+    }
+}
+
+/// Something that could not be seen, counted, so that an answer can say what is missing and why.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Gap {
+    /// Processes of other users, whose descriptors are closed to this user.
+    Descriptors(usize),
+    /// Processes whose environment is closed to this user.
+    Environments(usize),
+    /// Processes whose network namespace is closed to this user.
+    ProcessNetns(usize),
+    /// A namespace that could not be entered.
+    EnterNetns(u64, String),
+    /// A namespace whose sockets could not be read.
+    ReadNetns(u64, String),
+    /// The process list itself.
+    Processes(String),
+    /// Mounted namespaces.
+    Mounts(String),
+    /// The kernel does not list bound sockets that do not listen.
+    BoundSockets,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Gap::Descriptors(n) => write!(
+                f,
+                "the open files of {n} processes could not be read (they belong to other users), so a holder may be missing; run as root to see them"
+            ),
+            Gap::Environments(n) => write!(
+                f,
+                "the environment of {n} processes could not be read, so a job may be missing; run as root to see it"
+            ),
+            Gap::ProcessNetns(n) => write!(
+                f,
+                "the network namespaces of {n} processes could not be read, so a namespace may be missing; run as root to see them"
+            ),
+            Gap::EnterNetns(inode, why) => {
+                write!(
+                    f,
+                    "network namespace {inode} could not be entered ({why}), so its ports are unknown; run as root to see them"
+                )
+            }
+            Gap::ReadNetns(inode, why) => {
+                write!(f, "the sockets of network namespace {inode} could not be read ({why})")
+            }
+            Gap::Processes(why) => write!(f, "the list of processes could not be read ({why})"),
+            Gap::Mounts(why) => write!(f, "mounted network namespaces could not be listed ({why})"),
+            Gap::BoundSockets => write!(
+                f,
+                "this kernel does not list TCP sockets that are bound and do not listen (Linux 6.8 does), so such a holder may be missing"
+            ),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Process events without BPF: the proc connector (linux/cn_proc.h, linux/connector.h).
+//!
+//! It reports fork, exec, exit and renaming of every process of the host, to root in the initial pid and network
+//! namespaces. Elsewhere the kernel takes the subscription and never answers, hence the wait for its acknowledgement.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use netlink_sys::{Socket, SocketAddr};
+use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_timeout};
+
+/// `NETLINK_CONNECTOR` of linux/netlink.h.
+const NETLINK_CONNECTOR: isize = 11;
+/// `CN_IDX_PROC`, `CN_VAL_PROC` of linux/connector.h: the multicast group is the index.
+const CN_IDX_PROC: u32 = 1;
+const CN_VAL_PROC: u32 = 1;
+/// `PROC_CN_MCAST_LISTEN` of linux/cn_proc.h.
+const MCAST_LISTEN: u32 = 1;
+/// Sizes of `struct nlmsghdr`, `struct cn_msg`, and of `struct proc_event` up to its union.
+const NLMSG_BYTES: usize = 16;
+const CN_MSG_BYTES: usize = 20;
+const EVENT_HEAD_BYTES: usize = 16;
+/// `PROC_EVENT_*` of linux/cn_proc.h.
+const EVENT_NONE: u32 = 0;
+const EVENT_FORK: u32 = 1;
+const EVENT_EXEC: u32 = 2;
+const EVENT_COMM: u32 = 0x200;
+const EVENT_EXIT: u32 = 0x8000_0000;
+/// An event takes about 1 KiB of the socket's budget: this holds some 8,000 of them.
+const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+/// The kernel acknowledges at once or never.
+const ACK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What happened to a process. Threads are left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessEvent {
+    /// A process was made.
+    Forked {
+        /// Its parent.
+        parent: u32,
+        /// The new process.
+        child: u32,
+    },
+    /// A process runs another program.
+    Execed {
+        /// The process.
+        pid: u32,
+    },
+    /// A process changed its name.
+    Renamed {
+        /// The process.
+        pid: u32,
+        /// The new name.
+        comm: String,
+    },
+    /// A process ended.
+    Exited {
+        /// The process.
+        pid: u32,
+    },
+}
+
+/// A subscription to the events of every process.
+pub struct ProcEvents {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+/// Why there are no process events, as a sentence with its remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// The privilege is missing.
+    #[error("process events need CAP_NET_ADMIN in the host's first user namespace ({0}); run as root")]
+    Denied(io::Error),
+    /// The kernel never acknowledged.
+    #[error(
+        "the kernel gives process events only in the host's first pid and network namespaces; run the agent outside of containers or with hostPID and hostNetwork"
+    )]
+    Silent,
+    /// The kernel has no connector, or something else failed.
+    #[error("process events are not available ({0}); the kernel needs CONFIG_PROC_EVENTS")]
+    Failed(io::Error),
+}
+
+impl ProcEvents {
+    /// Subscribes, and waits for the kernel's word that it did.
+    pub fn subscribe() -> Result<Self, Unavailable> {
+        let mut socket = Socket::new(NETLINK_CONNECTOR).map_err(Unavailable::Failed)?;
+        socket.bind(&SocketAddr::new(0, CN_IDX_PROC)).map_err(refused)?;
+        // Forcing needs CAP_NET_ADMIN, which the subscription needs as well.
+        let fd = as_fd(&socket);
+        set_socket_recv_buffer_size_force(fd, RECEIVE_BUFFER_BYTES)
+            .map_err(|errno| Unavailable::Denied(errno.into()))?;
+        set_socket_timeout(fd, Timeout::Recv, Some(ACK_TIMEOUT))
+            .map_err(|errno| Unavailable::Failed(errno.into()))?;
+        socket.send(&subscription(), 0).map_err(refused)?;
+        let mut events = ProcEvents { socket, buffer: vec![0; 16 * 1024] };
+        events.wait_for_acknowledgement()?;
+        set_socket_timeout(as_fd(&events.socket), Timeout::Recv, None)
+            .map_err(|errno| Unavailable::Failed(errno.into()))?;
+        Ok(events)
+    }
+
+    fn wait_for_acknowledgement(&mut self) -> Result<(), Unavailable> {
+        match self.receive() {
+            Ok([]) => Err(Unavailable::Silent),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Unavailable::Silent),
+            Err(error) => Err(Unavailable::Failed(error)),
+        }
+    }
+
+    /// Waits for the next events. Errors: `ENOBUFS` when events were lost; anything else ends the subscription.
+    pub fn receive_some(&mut self) -> io::Result<Vec<ProcessEvent>> {
+        Ok(decode_all(self.receive()?))
+    }
+
+    fn receive(&mut self) -> io::Result<&[u8]> {
+        let read = self.socket.recv(&mut self.buffer.as_mut_slice(), 0)?;
+        Ok(self.buffer.get(..read).unwrap_or_default())
+    }
+}
+
+/// Whether this error says that events were lost and the subscription goes on (netlink(7)).
+pub fn means_lost(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error())
+}
+
+fn as_fd(socket: &Socket) -> BorrowedFd<'_> {
+    debug_assert!(socket.as_raw_fd() >= 0);
+    socket.as_fd()
+}
+
+fn refused(error: io::Error) -> Unavailable {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ConnectionRefused => Unavailable::Denied(error),
+        _ => Unavailable::Failed(error),
+    }
+}
+
+fn subscription() -> Vec<u8> {
+    let body = MCAST_LISTEN.to_ne_bytes();
+    let mut bytes = Vec::new();
+    let length = (NLMSG_BYTES + CN_MSG_BYTES + body.len()) as u32;
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(3u16.to_ne_bytes()); // NLMSG_DONE: the connector's messages have no type of their own
+    bytes.extend([0; 10]);
+    bytes.extend(CN_IDX_PROC.to_ne_bytes());
+    bytes.extend(CN_VAL_PROC.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend((body.len() as u16).to_ne_bytes());
+    bytes.extend([0; 2]);
+    bytes.extend(body);
+    bytes
+}
+
+/// Decodes the events of one datagram; malformed and unknown ones are left out.
+fn decode_all(mut bytes: &[u8]) -> Vec<ProcessEvent> {
+    let mut events = Vec::new();
+    while let Some(length) =
+        word(bytes, 0).map(|length| length as usize).filter(|length| *length >= NLMSG_BYTES)
+    {
+        let Some(message) = bytes.get(..length) else { break };
+        events.extend(message.get(NLMSG_BYTES + CN_MSG_BYTES..).and_then(decode));
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    events
+}
+
+fn decode(event: &[u8]) -> Option<ProcessEvent> {
+    let what = word(event, 0)?;
+    let data = event.get(EVENT_HEAD_BYTES..)?;
+    let pid = word(data, 4)?;
+    let of_thread = word(data, 0)? != pid;
+    match what {
+        EVENT_FORK => {
+            let (thread, child) = (word(data, 8)?, word(data, 12)?);
+            (thread == child).then_some(ProcessEvent::Forked { parent: pid, child })
+        }
+        EVENT_EXEC => Some(ProcessEvent::Execed { pid }),
+        EVENT_COMM if !of_thread => {
+            let name = data.get(8..24)?.split(|byte| *byte == 0).next()?;
+            Some(ProcessEvent::Renamed { pid, comm: String::from_utf8_lossy(name).into_owned() })
+        }
+        EVENT_EXIT if !of_thread => Some(ProcessEvent::Exited { pid }),
+        EVENT_NONE => None,
+        _ => None,
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(what: u32, data: &[u32]) -> Vec<u8> {
+        let mut bytes = vec![0; NLMSG_BYTES + CN_MSG_BYTES];
+        bytes.extend(what.to_ne_bytes());
+        bytes.extend([0; 12]);
+        bytes.extend(data.iter().flat_map(|word| word.to_ne_bytes()));
+        let length = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn processes_are_told_from_threads() {
+        let fork = event(EVENT_FORK, &[10, 10, 20, 20, 0, 0]);
+        assert_eq!(decode_all(&fork), [ProcessEvent::Forked { parent: 10, child: 20 }]);
+        assert_eq!(decode_all(&event(EVENT_FORK, &[10, 10, 21, 10, 0, 0])), []);
+        assert_eq!(
+            decode_all(&event(EVENT_EXIT, &[20, 20, 0, 17, 0, 0])),
+            [ProcessEvent::Exited { pid: 20 }]
+        );
+        assert_eq!(decode_all(&event(EVENT_EXIT, &[21, 10, 0, 17, 0, 0])), []);
+    }
+
+    #[test]
+    fn several_events_in_one_datagram_are_all_taken() {
+        let mut bytes = event(EVENT_EXEC, &[5, 5, 0, 0, 0, 0]);
+        bytes.extend(event(EVENT_COMM, &[5, 5, u32::from_ne_bytes(*b"java"), 0, 0, 0]));
+        assert_eq!(
+            decode_all(&bytes),
+            [ProcessEvent::Execed { pid: 5 }, ProcessEvent::Renamed { pid: 5, comm: "java".to_owned() }]
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic_or_loop(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            decode_all(&bytes);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Processes from /proc: the list, what attribution needs of each, and what describes a holder (proc(5)).
+//!
+//! Every file of one process is read below one directory handle, so that a pid reused in the middle cannot mix two
+//! processes. Of the environment only the listed variables are kept.
+
+use std::collections::HashSet;
+use std::io::Read;
+use std::mem::MaybeUninit;
+
+use procfs::process::Process as ProcDir;
+use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
+
+use super::cgroup::CgroupPaths;
+use super::clock::BootClock;
+use super::users::Users;
+use super::{Unreadable, netns};
+use crate::model::cgroup_path;
+use crate::model::process::{Holder, Process, ProcessId, Variables};
+
+/// An environment block is read up to this size: the kernel allows a quarter of the stack limit, 2 MiB by default (execve(2)).
+const ENVIRON_BYTES: u64 = 2 * 1024 * 1024;
+/// A command line is kept up to this size for attribution and for answers.
+const CMDLINE_BYTES: u64 = 16 * 1024;
+
+/// What every look at processes needs: the listed variables, the boot clock, and memories of names.
+#[derive(Debug)]
+pub struct Reader {
+    wanted: HashSet<Vec<u8>>,
+    /// Ticks to wall-clock time.
+    pub clock: BootClock,
+    /// cgroup ids to paths.
+    pub cgroups: CgroupPaths,
+    users: Users,
+}
+
+impl Reader {
+    /// A reader that keeps these environment variables and no others.
+    pub fn new<'a>(variables: impl IntoIterator<Item = &'a str>) -> Self {
+        Reader {
+            wanted: variables.into_iter().map(|name| name.as_bytes().to_vec()).collect(),
+            clock: BootClock::read(),
+            cgroups: CgroupPaths::default(),
+            users: Users::default(),
+        }
+    }
+
+    /// Reads a process as far as attribution needs it. Errors: it vanished, or its stat is odd.
+    pub fn read(&self, pid: u32) -> Result<Process, Unreadable> {
+        let dir = open(pid)?;
+        let stat = dir.stat()?;
+        let environ = read_file(&dir, "environ", ENVIRON_BYTES);
+        Ok(Process {
+            id: ProcessId { pid, start: stat.starttime },
+            ppid: u32::try_from(stat.ppid).unwrap_or(0),
+            comm: stat.comm,
+            cmdline: read_file(&dir, "cmdline", CMDLINE_BYTES)
+                .map_or_else(|_| Vec::new(), |bytes| split_cmdline(&bytes)),
+            cgroup: cgroup_of(&dir),
+            netns: netns::of_process(pid).ok(),
+            variables_readable: environ != Err(Unreadable::Denied),
+            variables: environ
+                .map(|block| Variables::from_block(&block, |name| self.wanted.contains(name)))
+                .unwrap_or_default(),
+        })
+    }
+
+    /// Describes a holder for people. What cannot be read is `None`; the ancestry is the caller's to add.
+    pub fn describe(&self, pid: u32, fd: u32) -> Holder {
+        let mut holder = Holder {
+            pid,
+            fd,
+            start_time: None,
+            ppid: None,
+            uid: None,
+            user: None,
+            comm: None,
+            exe: None,
+            cmdline: None,
+            cwd: None,
+            unit: None,
+            container: None,
+            ancestry: Vec::new(),
+        };
+        let Ok(dir) = open(pid) else { return holder };
+        if let Ok(stat) = dir.stat() {
+            holder.start_time = self.clock.at_ticks(stat.starttime);
+            holder.ppid = u32::try_from(stat.ppid).ok();
+            holder.comm = Some(stat.comm);
+        }
+        holder.uid = dir.status().ok().map(|status| status.euid);
+        holder.user = holder.uid.and_then(|uid| self.users.name(uid));
+        holder.exe = dir.exe().ok().map(|path| path.to_string_lossy().into_owned());
+        holder.cwd = dir.cwd().ok().map(|path| path.to_string_lossy().into_owned());
+        holder.cmdline = read_file(&dir, "cmdline", CMDLINE_BYTES).ok().map(|bytes| split_cmdline(&bytes));
+        let cgroup = cgroup_of(&dir);
+        holder.unit = cgroup.as_deref().and_then(cgroup_path::unit);
+        holder.container = cgroup.as_deref().and_then(cgroup_path::container);
+        holder
+    }
+}
+
+/// What this program itself uses, for `process_*` metrics.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Usage {
+    /// User and system time.
+    pub cpu_seconds: f64,
+    /// Resident memory.
+    pub resident_bytes: u64,
+    /// Virtual memory.
+    pub virtual_bytes: u64,
+    /// Open descriptors.
+    pub open_fds: usize,
+    /// Limit of open descriptors.
+    pub max_fds: u64,
+    /// Threads.
+    pub threads: i64,
+    /// Start, in seconds since the epoch.
+    pub start_seconds: f64,
+}
+
+impl Usage {
+    /// Reads it.
+    pub fn read() -> Result<Self, Unreadable> {
+        let myself = ProcDir::myself()?;
+        let stat = myself.stat()?;
+        let ticks = procfs::ticks_per_second() as f64;
+        let start = BootClock::read().at_ticks(stat.starttime);
+        let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+            .map_err(|errno| Unreadable::Malformed(errno.to_string()))?;
+        Ok(Usage {
+            cpu_seconds: (stat.utime + stat.stime) as f64 / ticks,
+            resident_bytes: stat.rss * procfs::page_size(),
+            virtual_bytes: stat.vsize,
+            open_fds: myself.fd_count()?,
+            max_fds: soft,
+            threads: stat.num_threads,
+            start_seconds: start.map(|start| start.as_millisecond() as f64 / 1000.0).unwrap_or_default(),
+        })
+    }
+}
+
+/// The start of a process in clock ticks, which with its pid is its identity.
+pub fn start(pid: u32) -> Result<u64, Unreadable> {
+    Ok(open(pid)?.stat()?.starttime)
+}
+
+/// Every process of this program's pid namespace. Errors: /proc cannot be read.
+pub fn pids() -> Result<Vec<u32>, Unreadable> {
+    let directory =
+        openat(CWD, "/proc", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut buffer = vec![MaybeUninit::uninit(); 32 * 1024];
+    let mut entries = RawDir::new(&directory, &mut buffer);
+    let mut pids = Vec::new();
+    while let Some(entry) = entries.next() {
+        pids.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(pids)
+}
+
+fn open(pid: u32) -> Result<ProcDir, Unreadable> {
+    Ok(ProcDir::new(i32::try_from(pid).map_err(|_| Unreadable::Vanished)?)?)
+}
+
+fn read_file(dir: &ProcDir, name: &str, limit: u64) -> Result<Vec<u8>, Unreadable> {
+    let mut bytes = Vec::new();
+    dir.open_relative(name)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn cgroup_of(dir: &ProcDir) -> Option<String> {
+    let text = read_file(dir, "cgroup", 64 * 1024).ok()?;
+    cgroup_path::from_proc(&String::from_utf8_lossy(&text))
+}
+
+/// Arguments are ended by NUL; empty ones count, and bytes that are not UTF-8 are replaced visibly.
+fn split_cmdline(bytes: &[u8]) -> Vec<String> {
+    let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
+    if bytes.is_empty() {
+        return Vec::new();
+    }
+    bytes.split(|byte| *byte == 0).map(|argument| String::from_utf8_lossy(argument).into_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_arguments_count() {
+        assert_eq!(split_cmdline(b"a\0\0b\xff\0"), ["a", "", "b\u{fffd}"]);
+        assert_eq!(split_cmdline(b""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn this_process_describes_itself() {
+        let reader = Reader::new(["PATH"]);
+        let pid = std::process::id();
+        let process = reader.read(pid).unwrap();
+        assert_eq!(process.id.start, start(pid).unwrap());
+        assert!(process.variables.get("PATH").is_some(), "a listed variable is kept");
+        assert!(process.variables.get("HOME").is_none(), "no other is");
+        let holder = reader.describe(pid, 0);
+        assert_eq!(holder.cwd, std::env::current_dir().ok().map(|path| path.display().to_string()));
+        assert!(pids().unwrap().contains(&pid));
+    }
+
+    #[test]
+    fn a_process_that_does_not_exist_has_vanished() {
+        assert_eq!(Reader::new([]).read(4_194_304), Err(Unreadable::Vanished));
+        assert_eq!(Reader::new([]).describe(4_194_304, 3).comm, None);
+    }
+}

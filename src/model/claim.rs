@@ -1,0 +1,171 @@
+//! A claim: anything that takes a port, with its holders, job and verdict, as documents show it.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::job::{Job, Test};
+use super::netns::Netns;
+use super::process::Holder;
+use super::socket::{ClaimKind, Protocol};
+
+/// What the agent thinks of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Its job goes on.
+    Healthy,
+    /// Its job has ended, its grace has not (or when it ended is not known).
+    Grace,
+    /// It outlived its job and the grace.
+    Leaked,
+    /// It outlives jobs on purpose: an allow-listed daemon.
+    Exempt,
+    /// No job is known for it.
+    Unattributed,
+}
+
+impl Verdict {
+    /// The word of JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Healthy => "healthy",
+            Verdict::Grace => "grace",
+            Verdict::Leaked => "leaked",
+            Verdict::Exempt => "exempt",
+            Verdict::Unattributed => "unattributed",
+        }
+    }
+}
+
+/// What kind of thing a person would name as the owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OwnerType {
+    /// A process.
+    Process,
+    /// A container.
+    Container,
+    /// A systemd unit that holds by socket activation.
+    Unit,
+    /// A Kubernetes pod.
+    Pod,
+    /// A Kubernetes service (NodePort).
+    Service,
+    /// The kernel itself.
+    Kernel,
+    /// Nobody that could be found.
+    Unknown,
+}
+
+/// Whom a person would name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Kind of owner.
+    #[serde(rename = "type")]
+    pub kind: OwnerType,
+    /// Name; null when unknown.
+    pub name: Option<String>,
+}
+
+/// The process that bound a socket, perhaps dead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binder {
+    /// Process id.
+    pub pid: u32,
+    /// Start of the process.
+    pub start_time: Option<Timestamp>,
+    /// Name.
+    pub comm: String,
+    /// Whether it still runs.
+    pub alive: bool,
+}
+
+/// The socket behind a claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketRef {
+    /// Inode in sockfs; 0 means that no file refers to it.
+    pub inode: u32,
+    /// Socket cookie.
+    pub cookie: u64,
+    /// Owner.
+    pub uid: u32,
+    /// cgroup of the creator, which outlives the process.
+    pub cgroup: Option<String>,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Remote address.
+    pub address: IpAddr,
+    /// Remote port.
+    pub port: u16,
+}
+
+/// A NAT rule behind a claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nat {
+    /// `nftables`, `iptables` or `ipvs`.
+    pub backend: String,
+    /// Chain the rule stands in.
+    pub chain: String,
+    /// Where the traffic goes.
+    pub to_address: Option<IpAddr>,
+    /// Port there.
+    pub to_port: Option<u16>,
+    /// Comment of the rule.
+    pub comment: Option<String>,
+}
+
+/// One thing that takes a port. One claim per socket, with all its holders.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// How it takes the port.
+    pub kind: ClaimKind,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Local address; `::` for a dual-stack wildcard.
+    pub address: IpAddr,
+    /// Local port.
+    pub port: u16,
+    /// `IPV6_V6ONLY`, null for IPv4.
+    pub v6only: Option<bool>,
+    /// Interface the socket is bound to.
+    pub interface: Option<String>,
+    /// `SO_REUSEADDR`, null where the kernel does not tell.
+    pub reuseaddr: Option<bool>,
+    /// `SO_REUSEPORT`, null where the kernel does not tell.
+    pub reuseport: Option<bool>,
+    /// State of the socket, in the kernel's words.
+    pub state: String,
+    /// The other end, for connections.
+    #[serde(default)]
+    pub peer: Option<Peer>,
+    /// Milliseconds until the kernel lets go of it, for TIME_WAIT.
+    #[serde(default)]
+    pub expires_ms: Option<u32>,
+    /// Namespace.
+    pub netns: Netns,
+    /// Socket; null for claims without one.
+    pub socket: Option<SocketRef>,
+    /// When the daemon first saw it; null where it was there before the daemon, and without a daemon.
+    pub since: Option<Timestamp>,
+    /// The process that bound it; null where that is not known.
+    pub binder: Option<Binder>,
+    /// Every process that has the socket open.
+    pub holders: Vec<Holder>,
+    /// Whom a person would name.
+    pub owner: Owner,
+    /// The job it belongs to.
+    pub job: Option<Job>,
+    /// The test it belongs to.
+    pub test: Option<Test>,
+    /// Verdict.
+    pub verdict: Verdict,
+    /// Why that verdict.
+    pub reason: String,
+    /// NAT rule, for claims of that kind.
+    pub nat: Option<Nat>,
+}

@@ -1,0 +1,15 @@
+//! The words of the field as types: socket, netns, process, job, claim, verdict, target.
+//!
+//! No I/O and no judgement here: only shapes, parsing and display. Everything that crosses a
+//! border (JSON, control socket) is one of these types, so the daemon and the one-shot verbs
+//! print the same documents.
+
+pub mod answer;
+pub mod cgroup_path;
+pub mod claim;
+pub mod escape;
+pub mod job;
+pub mod netns;
+pub mod process;
+pub mod socket;
+pub mod target;

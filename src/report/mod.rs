@@ -1,0 +1,46 @@
+//! Text and JSON for people and scripts: the only place that prints.
+//!
+//! Every foreign string goes through [`Escaped`](crate::model::escape::Escaped) on its way into text.
+
+mod findings;
+mod story;
+mod table;
+mod words;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+pub use findings::{Check, checks};
+pub use story::story;
+pub use table::{leaks, list};
+
+use crate::model::escape::Escaped;
+
+/// Prints text to standard output; without colour where that is no terminal or NO_COLOR is set.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = anstream::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Prints bytes to standard output as they are: completions, manual pages.
+pub fn print_bytes(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// Prints one JSON document to standard output.
+pub fn print_json(document: &impl Serialize) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, document)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// Says something to the user on standard error, in one line.
+pub fn complain(message: &str) {
+    // Where standard error is closed there is nobody to tell.
+    let _ = writeln!(io::stderr().lock(), "sniffer: {}", Escaped(message));
+}

@@ -1,0 +1,311 @@
+//! The answer to `who-holds` told as a story: what is held where, by whom, started how, for which job, and what to do.
+
+use std::fmt::Write;
+
+use jiff::tz::TimeZone;
+
+use super::words;
+use crate::model::answer::{Answer, AnswerSource};
+use crate::model::claim::{Claim, OwnerType, Verdict};
+use crate::model::escape::Escaped;
+use crate::model::process::Holder;
+use crate::model::socket::ClaimKind;
+
+/// Connections of one process on one port are told one by one up to this many.
+const CONNECTIONS_TOLD: usize = 3;
+
+/// The story of an answer, times in this zone. `asked` is the target as the user wrote it.
+pub fn story(answer: &Answer, asked: &str, zone: &TimeZone) -> String {
+    let mut text = String::new();
+    if answer.claims.is_empty() {
+        nobody(&mut text, answer, asked);
+    } else {
+        headline(&mut text, answer, asked);
+        let mut told = 0;
+        let (connections, others): (Vec<&Claim>, Vec<&Claim>) =
+            answer.claims.iter().partition(|claim| is_passing(claim));
+        for claim in others {
+            tell(&mut text, claim, answer, zone);
+        }
+        for claim in &connections {
+            if told < CONNECTIONS_TOLD {
+                tell(&mut text, claim, answer, zone);
+                told += 1;
+            }
+        }
+        if connections.len() > told {
+            line(
+                &mut text,
+                format_args!("\nand {} more connections (--json lists them all)", connections.len() - told),
+            );
+        }
+    }
+    for gap in &answer.incomplete {
+        line(&mut text, format_args!("\nNot seen: {}", Escaped(gap)));
+    }
+    if !answer.advice.is_empty() {
+        line(&mut text, format_args!("\nWhat to do:"));
+        for sentence in &answer.advice {
+            line(&mut text, format_args!("  - {}", Escaped(sentence)));
+        }
+    }
+    text
+}
+
+fn line(text: &mut String, words: std::fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{words}");
+}
+
+fn is_passing(claim: &Claim) -> bool {
+    matches!(claim.kind, ClaimKind::Connection | ClaimKind::TimeWait)
+}
+
+fn nobody(text: &mut String, answer: &Answer, asked: &str) {
+    let found =
+        if answer.incomplete.is_empty() { "nobody holds it." } else { "nobody that could be seen holds it." };
+    line(text, format_args!("{}: {found}", Escaped(asked)));
+    line(
+        text,
+        format_args!(
+            "Looked at {} network namespaces and {} processes: TCP and UDP, IPv4 and IPv6, listening, bound, connected, TIME_WAIT.\n\
+            Not looked at: NAT rules, which take a port's traffic without a socket.",
+            answer.looked.netns, answer.looked.processes
+        ),
+    );
+}
+
+fn headline(text: &mut String, answer: &Answer, asked: &str) {
+    let Some(first) = answer.claims.first() else { return };
+    let by = match first.owner.kind {
+        OwnerType::Container => format!("container {}", name(first)),
+        OwnerType::Unit => format!("unit {}", name(first)),
+        OwnerType::Kernel => "the kernel".to_owned(),
+        _ => match first.holders.first() {
+            Some(holder) => format!("{} (pid {})", words::comm(holder), holder.pid),
+            None => "no process that could be found".to_owned(),
+        },
+    };
+    let places = answer.claims.iter().filter(|claim| !is_passing(claim)).count();
+    let more = if places > 1 { format!(", and in {} more places", places - 1) } else { String::new() };
+    let judged = match first.verdict {
+        Verdict::Leaked => "  LEAKED",
+        _ => "",
+    };
+    line(text, format_args!("{} is held by {by}{more}{judged}", Escaped(asked)));
+}
+
+fn name(claim: &Claim) -> String {
+    Escaped(claim.owner.name.as_deref().unwrap_or("?")).to_string()
+}
+
+fn tell(text: &mut String, claim: &Claim, answer: &Answer, zone: &TimeZone) {
+    let now = answer.as_of;
+    let mut head = format!("{} {}", claim.protocol, words::address(claim.address, claim.port));
+    if let Some(peer) = &claim.peer {
+        head += &format!(" → {}", words::address(peer.address, peer.port));
+    }
+    head += &format!("  {}", Escaped(&claim.state));
+    if claim.address.is_unspecified() && claim.address.is_ipv6() && claim.v6only == Some(false) {
+        head += "  (IPv4 too)";
+    }
+    if let Some(interface) = &claim.interface {
+        head += &format!("  on interface {}", Escaped(interface));
+    }
+    line(text, format_args!("\n{head}  in network namespace {}", words::netns(claim)));
+    for holder in &claim.holders {
+        tell_holder(text, holder, answer, zone);
+    }
+    if claim.holders.is_empty() {
+        fact(text, "process", &nobody_has_it(claim));
+    }
+    if let Some(job) = &claim.job {
+        fact(text, "job", &format!("{}: {}", words::job(job), words::job_state(job, now, zone)));
+        if let Some(url) = &job.url {
+            fact(text, "", &Escaped(url).to_string());
+        }
+    }
+    match (claim.since, claim.kind, answer.source) {
+        (Some(since), _, _) => fact(text, "held", &format!("since {}", words::moment(since, now, zone))),
+        (None, ClaimKind::Listener | ClaimKind::Bound, AnswerSource::Daemon) => {
+            fact(text, "held", "since before the daemon started");
+        }
+        _ => {}
+    }
+    if claim.reuseport == Some(true) {
+        fact(text, "shared", "SO_REUSEPORT: several sockets listen here, and connections reach any of them");
+    }
+    let verdict = claim.verdict.as_str();
+    fact(text, "verdict", &format!("{verdict}: {}", Escaped(&claim.reason)));
+}
+
+fn nobody_has_it(claim: &Claim) -> String {
+    match (claim.kind, claim.expires_ms) {
+        (ClaimKind::TimeWait, Some(left)) => format!("none; the kernel lets go in {}s", left.div_ceil(1000)),
+        _ => match &claim.socket {
+            Some(socket) => format!("none found; the socket was made by uid {}", socket.uid),
+            None => "none".to_owned(),
+        },
+    }
+}
+
+fn tell_holder(text: &mut String, holder: &Holder, answer: &Answer, zone: &TimeZone) {
+    let mut who = format!("{}, pid {}", words::comm(holder), holder.pid);
+    match (&holder.user, holder.uid) {
+        (Some(user), _) => who += &format!(", user {}", Escaped(user)),
+        (None, Some(uid)) => who += &format!(", uid {uid}"),
+        (None, None) => {}
+    }
+    who += &format!(", fd {}", holder.fd);
+    if let Some(start) = holder.start_time {
+        who += &format!(", started {}", words::moment(start, answer.as_of, zone));
+    }
+    fact(text, "process", &who);
+    if let Some(arguments) = holder.cmdline.as_deref().filter(|arguments| !arguments.is_empty()) {
+        fact(text, "command", &words::command(arguments));
+    }
+    if let Some(cwd) = &holder.cwd {
+        fact(text, "in", &Escaped(cwd).to_string());
+    }
+    if !holder.ancestry.is_empty() {
+        let chain: Vec<String> =
+            holder.ancestry.iter().rev().map(|kin| format!("{} ({})", Escaped(&kin.comm), kin.pid)).collect();
+        fact(text, "started by", &chain.join(" → "));
+    }
+    if let Some(unit) = &holder.unit {
+        fact(text, "unit", &Escaped(unit).to_string());
+    }
+    if let Some(container) = &holder.container {
+        fact(text, "container", &Escaped(container).to_string());
+    }
+}
+
+fn fact(text: &mut String, name: &str, value: &str) {
+    line(text, format_args!("  {name:<11}{value}"));
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! An answer as a literal.
+
+    use super::*;
+    use crate::model::answer::{Looked, Query, SCHEMA};
+    use crate::model::claim::{Owner, SocketRef};
+    use crate::model::job::{Job, JobState};
+    use crate::model::netns::Netns;
+    use crate::model::process::Ancestor;
+    use crate::model::socket::Protocol;
+
+    pub(crate) fn claim() -> Claim {
+        Claim {
+            kind: ClaimKind::Listener,
+            protocol: Protocol::Tcp,
+            address: std::net::Ipv6Addr::UNSPECIFIED.into(),
+            port: 8081,
+            v6only: Some(false),
+            interface: None,
+            reuseaddr: None,
+            reuseport: None,
+            state: "LISTEN".to_owned(),
+            peer: None,
+            expires_ms: None,
+            netns: Netns { inode: 4_026_531_833, name: Some("host".to_owned()), kept_by: None },
+            socket: Some(SocketRef { inode: 191_563, cookie: 4711, uid: 1001, cgroup: None }),
+            since: Some("2026-11-21T13:50:00Z".parse().unwrap()),
+            binder: None,
+            holders: vec![Holder {
+                pid: 4121,
+                fd: 7,
+                start_time: Some("2026-11-21T13:49:59Z".parse().unwrap()),
+                ppid: Some(1),
+                uid: Some(1001),
+                user: Some("runner".to_owned()),
+                comm: Some("provider\u{1b}[2J".to_owned()),
+                exe: None,
+                cmdline: Some(vec!["/tmp/provider.test".to_owned(), "-test.run=a b".to_owned()]),
+                cwd: Some("/home/runner/gateway".to_owned()),
+                unit: Some("actions.runner.service".to_owned()),
+                container: None,
+                ancestry: vec![
+                    Ancestor { pid: 4100, comm: "go\nfake line".to_owned() },
+                    Ancestor { pid: 1, comm: "systemd".to_owned() },
+                ],
+            }],
+            owner: Owner { kind: OwnerType::Process, name: Some("provider\u{1b}[2J".to_owned()) },
+            job: Some(Job {
+                ci: "github".to_owned(),
+                id: "github_1f0c".to_owned(),
+                name: Some("coverage-test".to_owned()),
+                repository: Some("envoyproxy/gateway".to_owned()),
+                run: Some("991".to_owned()),
+                url: None,
+                state: JobState::Ended,
+                started: None,
+                ended: Some("2026-11-21T13:54:36Z".parse().unwrap()),
+            }),
+            test: None,
+            verdict: Verdict::Leaked,
+            reason: "job ended 8m31s ago (grace 30s)".to_owned(),
+            nat: None,
+        }
+    }
+
+    pub(crate) fn answer(claims: Vec<Claim>) -> Answer {
+        Answer {
+            schema: SCHEMA,
+            as_of: "2026-11-21T14:03:07Z".parse().unwrap(),
+            source: AnswerSource::Daemon,
+            query: Query::default(),
+            incomplete: Vec::new(),
+            looked: Looked { netns: 3, processes: 214 },
+            advice: crate::judge::advice::advice(&claims),
+            claims,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixtures::{answer, claim};
+    use super::*;
+    use crate::model::claim::Peer;
+
+    fn told(answer: &Answer) -> String {
+        let text = story(answer, "8081", &TimeZone::UTC);
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        text
+    }
+
+    #[test]
+    fn a_leaked_listener_is_told_with_its_job_and_what_to_do() {
+        insta::assert_snapshot!(told(&answer(vec![claim()])));
+    }
+
+    #[test]
+    fn a_free_port_says_what_was_looked_at() {
+        insta::assert_snapshot!(told(&answer(vec![])));
+    }
+
+    #[test]
+    fn partial_sight_is_said() {
+        let mut partial = answer(vec![]);
+        partial.incomplete.push("the open files of 7 processes could not be read".to_owned());
+        let text = told(&partial);
+        assert!(
+            text.contains("nobody that could be seen") && text.contains("Not seen: the open files of 7"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn many_connections_are_told_as_a_number() {
+        let connection = Claim {
+            kind: ClaimKind::Connection,
+            state: "ESTABLISHED".to_owned(),
+            peer: Some(Peer { address: std::net::Ipv4Addr::LOCALHOST.into(), port: 9 }),
+            ..claim()
+        };
+        let text = told(&answer(vec![connection; 10]));
+        assert!(text.contains("and 7 more connections"), "{text}");
+    }
+}

@@ -1,0 +1,188 @@
+//! The control socket: `GET /v1/who-holds?target=8081`, the same documents as `--json`, over a Unix socket.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+
+use crate::engine::agent::Agent;
+use crate::engine::{Question, Topic, Unanswerable};
+use crate::model::answer::SCHEMA;
+
+/// Parameters of a question.
+#[derive(Debug, Deserialize)]
+struct Parameters {
+    target: Option<String>,
+    netns: Option<String>,
+}
+
+/// The document of a refusal.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Version of this shape.
+    pub schema: u32,
+    /// Why, in one sentence.
+    pub error: String,
+}
+
+/// Routes of the control socket.
+pub fn router(agent: Agent) -> Router {
+    Router::new()
+        .route("/v1/who-holds", get(who_holds))
+        .route("/v1/list", get(list))
+        .route("/v1/leaks", get(leaks))
+        .fallback(|| async {
+            refuse(
+                StatusCode::NOT_FOUND,
+                "no such path; there are /v1/who-holds, /v1/list, /v1/leaks".to_owned(),
+            )
+        })
+        .method_not_allowed_fallback(|| async {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered".to_owned())
+        })
+        .with_state(agent)
+}
+
+type Asked = Result<Query<Parameters>, axum::extract::rejection::QueryRejection>;
+
+async fn who_holds(State(agent): State<Agent>, parameters: Asked) -> Response {
+    answer(agent, parameters, |target| match target {
+        Some(text) => text
+            .parse()
+            .map(Topic::Target)
+            .map_err(|error: crate::model::target::TargetError| error.to_string()),
+        None => Err("the parameter 'target' is missing".to_owned()),
+    })
+    .await
+}
+
+async fn list(State(agent): State<Agent>, parameters: Asked) -> Response {
+    answer(agent, parameters, |_| Ok(Topic::All)).await
+}
+
+async fn leaks(State(agent): State<Agent>, parameters: Asked) -> Response {
+    answer(agent, parameters, |_| Ok(Topic::Leaks)).await
+}
+
+async fn answer(
+    agent: Agent,
+    parameters: Asked,
+    topic: impl FnOnce(Option<&str>) -> Result<Topic, String>,
+) -> Response {
+    let question = parameters.map_err(|error| error.body_text()).and_then(|Query(parameters)| {
+        let netns = parameters.netns.as_deref().map(str::parse).transpose()?;
+        Ok(Question { topic: topic(parameters.target.as_deref())?, netns })
+    });
+    let question = match question {
+        Ok(question) => question,
+        Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
+    };
+    match agent.ask(question).await {
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(why @ Unanswerable::NoSuchNetns(_)) => refuse(StatusCode::NOT_FOUND, why.to_string()),
+        Err(why) => refuse(StatusCode::SERVICE_UNAVAILABLE, why.to_string()),
+    }
+}
+
+fn refuse(status: StatusCode, error: String) -> Response {
+    json(status, &Refusal { schema: SCHEMA, error })
+}
+
+fn json(status: StatusCode, document: &impl Serialize) -> Response {
+    match serde_json::to_vec(document) {
+        Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Why the control socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another agent serves it.
+    #[error("another sniffer daemon{} serves {socket}; stop that one, or give this one another control.socket", owner.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    Taken {
+        /// The socket.
+        socket: PathBuf,
+        /// The other agent.
+        owner: Option<u32>,
+    },
+    /// The file system refuses.
+    #[error(
+        "the control socket {socket} cannot be made: {error}; run as root, make its directory, or set control.socket"
+    )]
+    Refused {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// The control socket, with the lock that says whose it is. Removed when dropped.
+#[derive(Debug)]
+pub struct ControlSocket {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl ControlSocket {
+    /// Makes the socket with these permission bits. The lock beside it tells a second agent from a stale file.
+    pub fn bind(path: &Path, mode: u32) -> Result<(ControlSocket, UnixListener), SocketError> {
+        let refused = |error| SocketError::Refused { socket: path.to_owned(), error };
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(refused)?;
+        }
+        let lock_path = path.with_added_extension("lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(refused)?;
+        if let Err(errno) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            return Err(match errno {
+                rustix::io::Errno::WOULDBLOCK => {
+                    SocketError::Taken { socket: path.to_owned(), owner: read_pid(&mut lock) }
+                }
+                other => refused(other.into()),
+            });
+        }
+        write_pid(&mut lock).map_err(refused)?;
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refused(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(refused)?;
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(refused)?;
+        Ok((ControlSocket { path: path.to_owned(), _lock: lock }, listener))
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // A socket that stays behind is taken over by the next agent.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn read_pid(lock: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    lock.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn write_pid(lock: &mut File) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    writeln!(lock, "{}", std::process::id())
+}

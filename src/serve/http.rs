@@ -1,0 +1,66 @@
+//! HTTP/1.1 for strangers: bounded connections, bounded headers, bounded time. Serves an axum router on any listener.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+/// Connections at once on one listener; the next one waits for a place.
+const MAX_CONNECTIONS: usize = 512;
+/// A request's head must arrive within this time; an idle connection is closed after it.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Nobody is served for longer.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Head and buffered body of a request.
+const MAX_REQUEST_BYTES: usize = 16 * 1024;
+/// After a failed accept (descriptors used up) the listener rests.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// Serves for ever on a TCP listener.
+pub async fn serve_tcp(listener: TcpListener, router: Router) {
+    serve(router, || async { listener.accept().await.map(|(stream, _)| stream) }).await;
+}
+
+/// Serves for ever on a Unix socket.
+pub async fn serve_unix(listener: UnixListener, router: Router) {
+    serve(router, || async { listener.accept().await.map(|(stream, _)| stream) }).await;
+}
+
+async fn serve<S, A>(router: Router, accept: impl Fn() -> A)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Future<Output = io::Result<S>>,
+{
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // The semaphore is never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match accept().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!("accept failed: {error}");
+                tokio::time::sleep(ACCEPT_REST).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(MAX_REQUEST_BYTES)
+                .serve_connection(TokioIo::new(stream), service);
+            // A peer that sends garbage or goes away is its own business.
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+            drop(place);
+        });
+    }
+}
