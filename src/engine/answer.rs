@@ -66,6 +66,7 @@ impl Engine {
             .filter_map(|socket| self.ports.get(&socket.key))
             .collect();
         let twins = twins(&entries);
+        let incomplete = self.incomplete(findings, &entries);
         let mut claims: Vec<Claim> = entries
             .into_iter()
             .map(|entry| self.claim(entry, findings, &twins, step))
@@ -73,7 +74,6 @@ impl Engine {
             .collect();
         claims.sort_by_key(order);
         let mut advice = if question.target().is_some() { advice(&claims) } else { Vec::new() };
-        let incomplete = self.incomplete(findings);
         if !incomplete.is_empty() && claims.is_empty() && question.target().is_some() {
             advice.push(
                 "Not everything could be seen: ask again as root before you believe that it is free."

@@ -136,7 +136,7 @@ pub struct Engine {
 #[derive(Debug, Default)]
 struct Gaps {
     processes: Vec<Gap>,
-    descriptors: Option<Gap>,
+    descriptors: Vec<Gap>,
     namespaces: Vec<Gap>,
 }
 
@@ -221,7 +221,7 @@ impl Engine {
         self.processes.settle_jobs();
         self.processes.moved(&list.netns);
         self.gaps.processes = list.gaps;
-        let all_seen = self.gaps.processes.is_empty();
+        let all_seen = self.gaps.processes.is_empty() && self.processes.all_readable();
         let watching = self.watching == Watching::Continuously;
         let changes = self.jobs.decide_unanchored(&self.processes, all_seen, watching, now);
         self.note_jobs(changes);
@@ -280,11 +280,11 @@ impl Engine {
         if let Some(descriptors) = &findings.netns_descriptors {
             self.netns_descriptors.clone_from(descriptors);
             self.gaps.descriptors =
-                findings.gaps.iter().find(|gap| matches!(gap, Gap::Descriptors(_))).cloned();
+                findings.gaps.iter().filter(|gap| gap.is_of_descriptors()).cloned().collect();
         }
         if findings.all_netns {
             self.gaps.namespaces =
-                findings.gaps.iter().filter(|gap| !matches!(gap, Gap::Descriptors(_))).cloned().collect();
+                findings.gaps.iter().filter(|gap| !gap.is_of_descriptors()).cloned().collect();
         }
         self.judge(findings.taken_at);
     }
@@ -470,8 +470,18 @@ impl Engine {
         self.gaps.processes.iter().chain(&self.gaps.descriptors).chain(&self.gaps.namespaces)
     }
 
-    fn incomplete(&self, findings: &Findings) -> Vec<String> {
-        let all: BTreeSet<&Gap> = self.known_gaps().chain(&findings.gaps).collect();
-        all.into_iter().map(ToString::to_string).collect()
+    /// What could not be seen and matters for these sockets.
+    fn incomplete(&self, findings: &Findings, entries: &[&Entry]) -> Vec<String> {
+        let orphaned = entries.iter().any(|entry| entry.holders.is_empty() && entry.socket.inode != 0);
+        let closed: HashSet<u32> = entries
+            .iter()
+            .flat_map(|entry| &entry.holders)
+            .filter(|held| self.processes.job(held.pid).is_none())
+            .flat_map(|held| self.processes.unreadable(held.pid))
+            .collect();
+        let environments = (!closed.is_empty()).then_some(Gap::Environments(closed.len()));
+        let all: BTreeSet<&Gap> = self.known_gaps().chain(&findings.gaps).chain(&environments).collect();
+        let matters = |gap: &&&Gap| orphaned || ***gap != Gap::DescriptorsOfInit;
+        all.iter().filter(matters).map(ToString::to_string).collect()
     }
 }

@@ -29,6 +29,8 @@ struct Record {
     own_job: Option<JobKey>,
     /// The job it belongs to: its own, else the one it was born into.
     job: Option<JobKey>,
+    /// False where the environment is closed to this program: then that no variable was found proves nothing.
+    readable: bool,
     /// Whether it has been seen since the last [`ProcessTable::take_recent`].
     recent: bool,
 }
@@ -79,7 +81,7 @@ impl ProcessTable {
     /// A process was read, at its exec or by a snapshot. `own_job` is what its variables name. A job it was born into
     /// stays, unless its own variables name another; a process met for the first time takes its parent's.
     pub(super) fn read(&mut self, process: Process, own_job: Option<JobKey>) -> Pid {
-        let Process { id, ppid, comm, cmdline, cgroup, netns, .. } = process;
+        let Process { id, ppid, comm, cmdline, cgroup, netns, variables_readable: readable, .. } = process;
         let same = |record: &&Record| record.start.is_none_or(|start| start == id.start);
         let known = self.records.get(&id.pid).filter(same);
         let inherited = match known {
@@ -89,8 +91,18 @@ impl ProcessTable {
         let container = cgroup.as_deref().and_then(cgroup_path::container);
         let recent = known.is_none_or(|record| record.recent);
         let job = own_job.clone().or(inherited);
-        let record =
-            Record { start: Some(id.start), ppid, comm, cmdline, container, netns, own_job, job, recent };
+        let record = Record {
+            start: Some(id.start),
+            ppid,
+            comm,
+            cmdline,
+            container,
+            netns,
+            own_job,
+            job,
+            readable,
+            recent,
+        };
         let reused = known.is_none() && self.records.contains_key(&id.pid);
         if reused {
             self.exited(id.pid);
@@ -179,6 +191,17 @@ impl ProcessTable {
     /// Name and arguments of a process.
     pub(super) fn program(&self, pid: u32) -> Option<(&str, &[String])> {
         self.records.get(&pid).map(|record| (record.comm.as_str(), record.cmdline.as_slice()))
+    }
+
+    /// A process and its ancestors, pid 1 left out, as far as their environments are closed to this program.
+    pub(super) fn unreadable(&self, pid: u32) -> impl Iterator<Item = u32> {
+        let closed = |pid: &u32| *pid != 1 && self.records.get(pid).is_some_and(|record| !record.readable);
+        std::iter::once(pid).chain(self.ancestor_pids(pid)).filter(closed)
+    }
+
+    /// Whether every environment could be read, that of pid 1 left out: it is no job's.
+    pub(super) fn all_readable(&self) -> bool {
+        self.records.iter().all(|(pid, record)| record.readable || *pid == 1)
     }
 
     /// A process and its ancestors, up to pid 1, for a CI system to judge. Processes without a reading are left out.

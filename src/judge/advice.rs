@@ -65,7 +65,10 @@ fn for_holder(claim: &Claim) -> Option<String> {
         (Verdict::Exempt, _) => {
             "It outlives jobs on purpose: use another port, or stop it yourself.".to_owned()
         }
-        _ => format!("If it is not needed: {end}. Otherwise use another port (bind port 0, read it back)."),
+        _ => format!(
+            "If process {} is not needed: {end}. Otherwise use another port (bind port 0, read it back).",
+            holder.pid
+        ),
     })
 }
 

@@ -101,6 +101,7 @@ pub fn judge(
 
 fn nobody(kind: ClaimKind, holders: &[HolderStanding]) -> &'static str {
     match (holders.is_empty(), kind) {
+        (true, ClaimKind::Connection) => "no process has it open",
         (true, ClaimKind::TimeWait) => {
             "the kernel keeps the port after a connection was closed, for 60s at most"
         }

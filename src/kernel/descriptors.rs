@@ -34,14 +34,17 @@ pub struct Scan {
     pub netns: BTreeMap<u64, Descriptor>,
     /// Processes that could be read.
     pub read: usize,
-    /// Processes that could not, for lack of rights.
+    /// Processes that could not, for lack of rights, pid 1 left out.
     pub denied: usize,
+    /// Whether pid 1 could not be read.
+    pub denied_init: bool,
 }
 
 impl Scan {
     /// What an answer has to say about it.
-    pub fn gap(&self) -> Option<Gap> {
-        (self.denied > 0).then_some(Gap::Descriptors(self.denied))
+    pub fn gaps(&self) -> impl Iterator<Item = Gap> {
+        let others = (self.denied > 0).then_some(Gap::Descriptors(self.denied));
+        others.into_iter().chain(self.denied_init.then_some(Gap::DescriptorsOfInit))
     }
 
     fn absorb(&mut self, other: Scan) {
@@ -51,6 +54,7 @@ impl Scan {
         self.netns.extend(other.netns);
         self.read += other.read;
         self.denied += other.denied;
+        self.denied_init |= other.denied_init;
     }
 }
 
@@ -86,6 +90,7 @@ fn scan_some(pids: &[u32], wanted: Option<&HashSet<u32>>, next: &AtomicUsize) ->
         match scan_process(*pid, wanted, &mut buffer, &mut scan) {
             Ok(()) => scan.read += 1,
             Err(Unreadable::Vanished) => {}
+            Err(Unreadable::Denied | Unreadable::Malformed(_)) if *pid == 1 => scan.denied_init = true,
             Err(Unreadable::Denied | Unreadable::Malformed(_)) => scan.denied += 1,
         }
     }
@@ -106,8 +111,13 @@ fn scan_process(
             continue;
         };
         let mut link = [MaybeUninit::uninit(); LINK_BYTES];
-        // A descriptor closed meanwhile is simply gone.
-        let Ok((text, _)) = readlinkat_raw(&directory, entry.file_name(), &mut link) else { continue };
+        let text = match readlinkat_raw(&directory, entry.file_name(), &mut link).map_err(Unreadable::from) {
+            Ok((text, _)) => text,
+            // A descriptor closed meanwhile is simply gone.
+            Err(Unreadable::Vanished) => continue,
+            // The directory can be open to a user to whom its links are not (ptrace(2), access mode checking).
+            Err(other) => return Err(other),
+        };
         match parse_link(text) {
             Link::Socket(inode) if wanted.is_none_or(|wanted| wanted.contains(&inode)) => {
                 let holders = scan.sockets.entry(inode).or_default();

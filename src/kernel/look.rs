@@ -242,8 +242,8 @@ impl Look<'_> {
             match process::pids() {
                 Ok(pids) => {
                     let scan = self.scan(&pids, &wanted);
-                    self.gaps.retain(|gap| !matches!(gap, Gap::Descriptors(_)));
-                    self.gaps.extend(scan.gap());
+                    self.gaps.retain(|gap| !gap.is_of_descriptors());
+                    self.gaps.extend(scan.gaps());
                     found.netns_descriptors = Some(scan.netns.clone());
                     found.processes_read = scan.read;
                     take(scan, &mut wanted, found);
@@ -386,8 +386,6 @@ pub fn processes(reader: &Reader, known: &HashSet<u32>) -> ProcessList {
     let pids: Vec<u32> = alive.iter().copied().collect();
     let (netns, closed_netns) = netns::of_processes(&pids);
     let mut gaps = Vec::new();
-    let closed_environments = fresh.iter().filter(|process| !process.variables_readable).count();
-    gaps.extend((closed_environments > 0).then_some(Gap::Environments(closed_environments)));
     gaps.extend((closed_netns > 0).then_some(Gap::ProcessNetns(closed_netns)));
     ProcessList { alive, fresh, netns, gaps }
 }

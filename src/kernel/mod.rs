@@ -66,7 +66,9 @@ impl From<procfs::ProcError> for Unreadable {
 pub enum Gap {
     /// Processes of other users, whose descriptors are closed to this user.
     Descriptors(usize),
-    /// Processes whose environment is closed to this user.
+    /// The descriptors of pid 1. Worth a word only where a socket has no holder: pid 1 holds for others.
+    DescriptorsOfInit,
+    /// Holders, or ancestors of holders, whose environment is closed to this user.
     Environments(usize),
     /// Processes whose network namespace is closed to this user.
     ProcessNetns(usize),
@@ -82,27 +84,38 @@ pub enum Gap {
     BoundSockets,
 }
 
+impl Gap {
+    /// Whether it is about who has what open.
+    pub fn is_of_descriptors(&self) -> bool {
+        matches!(self, Gap::Descriptors(_) | Gap::DescriptorsOfInit)
+    }
+}
+
+/// The remedy for what is denied.
+const AS_ROOT: &str = "run as root, with the capabilities that `sniffer doctor` lists";
+
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Gap::Descriptors(n) => write!(
                 f,
-                "the open files of {n} processes could not be read (they belong to other users), so a holder may be missing; run as root to see them"
+                "the open files of {n} processes could not be read (they belong to others), so a holder may be missing; {AS_ROOT}"
             ),
+            Gap::DescriptorsOfInit => {
+                write!(f, "the open files of pid 1 could not be read, so it may be a holder; {AS_ROOT}")
+            }
             Gap::Environments(n) => write!(
                 f,
-                "the environment of {n} processes could not be read, so a job may be missing; run as root to see it"
+                "the environment of {n} processes behind these ports could not be read, so a job may be missing; {AS_ROOT}"
             ),
             Gap::ProcessNetns(n) => write!(
                 f,
-                "the network namespaces of {n} processes could not be read, so a namespace may be missing; run as root to see them"
+                "the network namespaces of {n} processes could not be read, so a namespace may be missing; {AS_ROOT}"
             ),
-            Gap::EnterNetns(inode, why) => {
-                write!(
-                    f,
-                    "network namespace {inode} could not be entered ({why}), so its ports are unknown; run as root to see them"
-                )
-            }
+            Gap::EnterNetns(inode, why) => write!(
+                f,
+                "network namespace {inode} could not be entered ({why}), so its ports are unknown; {AS_ROOT}"
+            ),
             Gap::ReadNetns(inode, why) => {
                 write!(f, "the sockets of network namespace {inode} could not be read ({why})")
             }

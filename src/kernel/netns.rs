@@ -42,10 +42,19 @@ pub fn own() -> io::Result<NetnsKey> {
     Ok(NetnsKey { device: meta.dev(), inode: meta.ino() })
 }
 
-/// Inode of the namespace a process lives in.
+/// Inode of the namespace a process lives in. Where its link is closed to this user, the files below its `net` directory
+/// still tell whether it is this program's own: they are one and the same for all processes of a namespace.
 pub fn of_process(pid: u32) -> Result<u64, Unreadable> {
-    let link = fs::read_link(format!("/proc/{pid}/ns/net"))?;
+    let link = match fs::read_link(format!("/proc/{pid}/ns/net")).map_err(Unreadable::from) {
+        Err(Unreadable::Denied) if shares_own(pid)? => return Ok(own()?.inode),
+        link => link?,
+    };
     link.to_str().and_then(inode_of_link).ok_or_else(|| Unreadable::Malformed(format!("{}", link.display())))
+}
+
+fn shares_own(pid: u32) -> Result<bool, Unreadable> {
+    let mark = |who: &str| fs::metadata(format!("/proc/{who}/net/tcp")).map(|meta| meta.ino());
+    Ok(mark(&pid.to_string())? == mark("self")?)
 }
 
 /// The namespace of each of these processes, and how many would not tell. Those that ended are left out.

@@ -40,8 +40,11 @@ pub fn story(answer: &Answer, asked: &str, zone: &TimeZone) -> String {
             );
         }
     }
-    for gap in &answer.incomplete {
-        line(&mut text, format_args!("\nNot seen: {}", Escaped(gap)));
+    if !answer.incomplete.is_empty() {
+        line(&mut text, format_args!("\nNot seen:"));
+        for gap in &answer.incomplete {
+            line(&mut text, format_args!("  - {}", Escaped(gap)));
+        }
     }
     if !answer.advice.is_empty() {
         line(&mut text, format_args!("\nWhat to do:"));
@@ -142,6 +145,9 @@ fn tell(text: &mut String, claim: &Claim, answer: &Answer, zone: &TimeZone) {
 fn nobody_has_it(claim: &Claim) -> String {
     match (claim.kind, claim.expires_ms) {
         (ClaimKind::TimeWait, Some(left)) => format!("none; the kernel lets go in {}s", left.div_ceil(1000)),
+        (ClaimKind::Connection, _) if claim.owner.kind == OwnerType::Kernel => {
+            "none; the kernel keeps it: not accepted yet, or closed and being finished".to_owned()
+        }
         _ => match &claim.socket {
             Some(socket) => format!("none found; the socket was made by uid {}", socket.uid),
             None => "none".to_owned(),
@@ -292,7 +298,7 @@ mod tests {
         partial.incomplete.push("the open files of 7 processes could not be read".to_owned());
         let text = told(&partial);
         assert!(
-            text.contains("nobody that could be seen") && text.contains("Not seen: the open files of 7"),
+            text.contains("nobody that could be seen") && text.contains("Not seen:\n  - the open files of 7"),
             "{text}"
         );
     }

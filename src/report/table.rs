@@ -37,8 +37,8 @@ pub fn leaks(answer: &Answer, zone: &TimeZone) -> String {
 }
 
 fn not_seen(text: &mut String, answer: &Answer) {
-    for gap in &answer.incomplete {
-        *text += &format!("\nNot seen: {}\n", Escaped(gap));
+    for (number, gap) in answer.incomplete.iter().enumerate() {
+        *text += &format!("{}Not seen: {}\n", if number == 0 { "\n" } else { "" }, Escaped(gap));
     }
 }
 
