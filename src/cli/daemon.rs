@@ -252,6 +252,7 @@ fn escaped(text: Option<&str>) -> Option<String> {
 fn log_job(state: JobState, job: &Job) {
     let (ci, id) = (Escaped(&job.ci).to_string(), Escaped(&job.id).to_string());
     let (name, repository) = (escaped(job.name.as_deref()), escaped(job.repository.as_deref()));
+    let words = if state == JobState::Ended { "has ended" } else { "is running" };
     tracing::info!(
         event = "job",
         ci,
@@ -259,8 +260,7 @@ fn log_job(state: JobState, job: &Job) {
         job = name,
         repository,
         state = state.as_str(),
-        "job {ci} {id} is {}",
-        state.as_str()
+        "job {ci} {id} {words}"
     );
 }
 

@@ -15,7 +15,7 @@ use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
 use crate::kernel::proc_events::{ProcEvents, ProcessEvent, means_lost};
 use crate::kernel::process::Reader;
 use crate::kernel::sock_diag::Depth;
-use crate::kernel::{Gap, Unreadable, descriptors};
+use crate::kernel::{Gap, Unreadable, clock, descriptors};
 use crate::model::answer::Answer;
 use crate::model::process::Process;
 
@@ -29,11 +29,11 @@ const EVERYTHING_EVERY: Duration = Duration::from_secs(30);
 const PROCESSES_EVERY: Duration = Duration::from_secs(30);
 /// All descriptors are read at most this often,
 const EVERYWHERE_EVERY: Duration = Duration::from_secs(60);
-/// and then only after this multiple of what it took: 1/500 of a core at most.
+/// and then only after this multiple of what it cost: 1/500 of a core at most.
 const EVERYWHERE_REST: u32 = 500;
 /// Reading all descriptors because a listener has no holder may cost 1/50 of a core.
 const NEEDED_REST: u32 = 50;
-/// A look rests for this multiple of what it took, however short the interval.
+/// A look rests for this multiple of what it cost, however short the interval.
 const LOOK_REST: u32 = 20;
 /// Verdicts that time alone will change are judged again this often.
 const JUDGE_EVERY: Duration = Duration::from_millis(200);
@@ -58,13 +58,29 @@ enum Message {
     Event(ProcessEvent, Option<Box<Process>>),
     EventsLost,
     EventsEnded(String),
-    Processes(ProcessList, Duration),
-    Looked(Result<Box<Findings>, Unreadable>, Duration, Purpose),
+    Processes(ProcessList, Cost),
+    Looked(Result<Box<Findings>, Unreadable>, Cost, Purpose),
     Ask(Question, Reply),
     Reload(Box<Policy>, Duration),
 }
 
 type Reply = oneshot::Sender<Result<Answer, Unanswerable>>;
+
+/// What a look cost.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cost {
+    /// On the wall clock.
+    took: Duration,
+    /// Of the CPU, with whatever else the agent did meanwhile.
+    cpu: Duration,
+}
+
+/// Does something and measures it.
+fn measured<T>(work: impl FnOnce() -> T) -> (T, Cost) {
+    let (began, used) = (Instant::now(), clock::cpu_time());
+    let result = work();
+    (result, Cost { took: began.elapsed(), cpu: clock::cpu_time().saturating_sub(used) })
+}
 
 #[derive(Debug)]
 enum Purpose {
@@ -160,6 +176,7 @@ struct Pace {
     next_everywhere: Option<Instant>,
     next_needed: Option<Instant>,
     next_processes: Option<Instant>,
+    next_wanted_list: Option<Instant>,
     next_judgement: Option<Instant>,
 }
 
@@ -244,8 +261,8 @@ impl<O: Outside> Loop<O> {
                 let status = self.source(source::PROC);
                 (status.up, status.why) = (false, Some(why));
             }
-            Message::Processes(list, took) => self.processes_listed(list, took),
-            Message::Looked(findings, took, purpose) => self.looked(findings, took, purpose),
+            Message::Processes(list, cost) => self.processes_listed(list, cost),
+            Message::Looked(findings, cost, purpose) => self.looked(findings, cost, purpose),
             // Before the first look the table is empty, and an answer from it would be a wrong "free".
             Message::Ask(question, reply) if !self.ready => self.waiting.push((question, reply)),
             Message::Ask(question, reply) => self.look_for(question, reply),
@@ -266,26 +283,29 @@ impl<O: Outside> Loop<O> {
         self.sources.entry(name).or_default()
     }
 
-    fn processes_listed(&mut self, list: ProcessList, took: Duration) {
+    fn processes_listed(&mut self, list: ProcessList, cost: Cost) {
         self.pace.listing = false;
         let events = self.sources.get(source::PROC).is_some_and(|status| status.up);
         // Without events the list is all there is: it is read before every look.
         let rest = if events { PROCESSES_EVERY } else { self.watch.interval };
-        self.pace.next_processes = Some(Instant::now() + rest.max(took * LOOK_REST));
+        let now = Instant::now();
+        self.pace.next_processes = Some(now + rest.max(cost.cpu * LOOK_REST));
+        self.pace.next_wanted_list = Some(now + self.watch.interval.max(cost.cpu * LOOK_REST));
         let status = self.source(source::PROCESSES);
         status.why = list.gaps.iter().find(|gap| matches!(gap, Gap::Processes(_))).map(ToString::to_string);
-        (status.up, status.took) = (status.why.is_none(), Some(took));
+        (status.up, status.took) = (status.why.is_none(), Some(cost.took));
         self.engine.process_list(list, self.reader.clock.now());
         if !self.ready && !self.pace.looking {
             self.take_interval_look();
         }
     }
 
-    fn looked(&mut self, findings: Result<Box<Findings>, Unreadable>, took: Duration, purpose: Purpose) {
+    fn looked(&mut self, findings: Result<Box<Findings>, Unreadable>, cost: Cost, purpose: Purpose) {
         if let Purpose::Interval = purpose {
             self.pace.looking = false;
-            self.pace.next_look =
-                Some(Instant::now() + self.watch.interval.saturating_sub(took).max(took * LOOK_REST));
+            self.pace.next_look = Some(
+                Instant::now() + self.watch.interval.saturating_sub(cost.took).max(cost.cpu * LOOK_REST),
+            );
         }
         let findings = match findings {
             Ok(findings) => findings,
@@ -301,15 +321,15 @@ impl<O: Outside> Loop<O> {
         self.engine.findings(&findings);
         if findings.read_everywhere {
             let now = Instant::now();
-            self.pace.next_needed = Some(now + took * NEEDED_REST);
-            self.pace.next_everywhere = Some(now + EVERYWHERE_EVERY.max(took * EVERYWHERE_REST));
+            self.pace.next_needed = Some(now + cost.cpu * NEEDED_REST);
+            self.pace.next_everywhere = Some(now + EVERYWHERE_EVERY.max(cost.cpu * EVERYWHERE_REST));
             let status = self.source(source::DESCRIPTORS);
-            (status.up, status.took) = (true, Some(took));
+            (status.up, status.took) = (true, Some(cost.took));
         }
         match purpose {
             Purpose::Interval => {
                 let status = self.source(source::SOCKETS);
-                (status.up, status.why, status.took) = (true, None, Some(took));
+                (status.up, status.why, status.took) = (true, None, Some(cost.took));
                 self.ready = true;
                 for (question, reply) in std::mem::take(&mut self.waiting) {
                     self.look_for(question, reply);
@@ -324,7 +344,8 @@ impl<O: Outside> Loop<O> {
 
     fn pulse(&mut self) {
         let now = Instant::now();
-        if !self.pace.listing && due(self.pace.next_processes, now) {
+        let wanted = self.engine.wants_list() && due(self.pace.next_wanted_list, now);
+        if !self.pace.listing && (wanted || due(self.pace.next_processes, now)) {
             self.list_processes();
         }
         if self.ready && !self.pace.looking && due(self.pace.next_look, now) {
@@ -346,13 +367,12 @@ impl<O: Outside> Loop<O> {
 
     fn list_processes(&mut self) {
         self.pace.listing = true;
-        let known = self.engine.known_pids();
+        let known = self.engine.known_processes();
         let (reader, messages) = (Arc::clone(&self.reader), self.messages.clone());
         std::thread::spawn(move || {
-            let began = Instant::now();
-            let list = look::processes(&reader, &known);
+            let (list, cost) = measured(|| look::processes(&reader, &known));
             // The loop may have ended meanwhile.
-            let _ = messages.blocking_send(Message::Processes(list, began.elapsed()));
+            let _ = messages.blocking_send(Message::Processes(list, cost));
         });
     }
 
@@ -386,14 +406,12 @@ impl<O: Outside> Loop<O> {
                 Purpose::Interval => None,
                 Purpose::Answer(..) => looks.acquire().await.ok(),
             };
-            let looked = tokio::task::spawn_blocking(move || {
-                let began = Instant::now();
-                (look::look(&plan, &reader).map(Box::new), began.elapsed())
+            let looked =
+                tokio::task::spawn_blocking(move || measured(|| look::look(&plan, &reader).map(Box::new)));
+            let (findings, cost) = looked.await.unwrap_or_else(|error| {
+                (Err(Unreadable::Malformed(format!("the look failed: {error}"))), Cost::default())
             });
-            let (findings, took) = looked.await.unwrap_or_else(|error| {
-                (Err(Unreadable::Malformed(format!("the look failed: {error}"))), Duration::ZERO)
-            });
-            let _ = messages.send(Message::Looked(findings, took, purpose)).await;
+            let _ = messages.send(Message::Looked(findings, cost, purpose)).await;
         });
     }
 }

@@ -64,8 +64,6 @@ impl JobTable {
         at_start: impl Fn(u64) -> Option<Timestamp>,
         now: Timestamp,
     ) -> Option<JobChange> {
-        let lineage = processes.lineage(pid);
-        let anchor = system.anchor(&lineage).and_then(|index| lineage.get(index)).map(|kin| kin.id);
         let key = facts.key.clone();
         let record = self.records.entry(key.clone()).or_insert_with(|| Record {
             facts,
@@ -79,7 +77,35 @@ impl JobTable {
             oldest: u64::MAX,
         });
         record.oldest = record.oldest.min(processes.start(pid).unwrap_or(u64::MAX));
-        let anchor = anchor?;
+        self.anchor(&key, pid, processes, at_start)
+    }
+
+    /// Processes were met that may be a job's missing ancestors: looks again for the anchors of jobs without one.
+    pub(super) fn reconsider(
+        &mut self,
+        processes: &ProcessTable,
+        at_start: impl Fn(u64) -> Option<Timestamp>,
+    ) -> Vec<JobChange> {
+        let unanchored =
+            |key: &JobKey| self.records.get(key).is_some_and(|record| record.state == JobState::Unknown);
+        let members: Vec<(u32, JobKey)> = processes
+            .with_own_job()
+            .filter(|(_, key)| unanchored(key))
+            .map(|(pid, key)| (pid, key.clone()))
+            .collect();
+        members.into_iter().filter_map(|(pid, key)| self.anchor(&key, pid, processes, &at_start)).collect()
+    }
+
+    fn anchor(
+        &mut self,
+        key: &JobKey,
+        pid: u32,
+        processes: &ProcessTable,
+        at_start: impl Fn(u64) -> Option<Timestamp>,
+    ) -> Option<JobChange> {
+        let record = self.records.get_mut(key)?;
+        let lineage = processes.lineage(pid);
+        let anchor = record.system.anchor(&lineage).and_then(|index| lineage.get(index)).map(|kin| kin.id)?;
         self.by_anchor.insert(anchor.pid, key.clone());
         if !record.anchors.insert(anchor.pid) {
             return None;
@@ -92,7 +118,7 @@ impl JobTable {
         (record.ended, record.over_since) = (None, None);
         let changed = record.state != JobState::Running;
         record.state = JobState::Running;
-        changed.then_some(JobChange { key, state: JobState::Running })
+        changed.then(|| JobChange { key: key.clone(), state: JobState::Running })
     }
 
     /// A process ended; answers with the job that ended with it, if one did.
@@ -108,24 +134,35 @@ impl JobTable {
         Some(JobChange { key, state: JobState::Ended })
     }
 
-    /// Decides about jobs that were met without an anchor, from what is missing. `all_seen` says that every process of the
-    /// host could be read; `watching` that time will tell (the daemon), so that a short absence is not yet believed.
+    /// Whether there is a job without an anchor that was met after the processes were last listed.
+    pub(super) fn wants_list(&self, listed_at: Timestamp) -> bool {
+        self.records
+            .values()
+            .any(|record| record.state == JobState::Unknown && record.first_seen >= listed_at)
+    }
+
+    /// Decides about jobs that were met without an anchor, from what is missing in a list of all processes that was taken
+    /// after they were met (`all_seen_at`; `None` where not every process could be read). `watching` says that time will
+    /// tell (the daemon), so that a short absence is not yet believed.
     pub(super) fn decide_unanchored(
         &mut self,
         processes: &ProcessTable,
-        all_seen: bool,
+        all_seen_at: Option<Timestamp>,
         watching: bool,
         now: Timestamp,
     ) -> Vec<JobChange> {
         let mut changes = Vec::new();
         for (key, record) in &mut self.records {
-            if record.state != JobState::Unknown || !all_seen {
+            let seen = all_seen_at.is_some_and(|at| record.first_seen < at || !watching);
+            if record.state != JobState::Unknown || !seen {
                 continue;
             }
             let over = match record.system.absence() {
-                Absence::OfProcess(comm) => {
-                    !processes.named(comm).any(|worker| worker.start <= record.oldest)
-                }
+                // A worker runs one job: one that is known to run another cannot be this one's.
+                Absence::OfProcess(comm) => !processes
+                    .named(comm)
+                    .any(|worker| worker.start <= record.oldest && !self.by_anchor.contains_key(&worker.pid)),
+
                 Absence::OfAnchor if watching => {
                     let wait = record.pause().max(UNANCHORED);
                     now.duration_since(record.first_seen) >= wait
@@ -214,7 +251,7 @@ mod tests {
     impl Host {
         fn new() -> Self {
             let mut host = Host { processes: ProcessTable::default(), jobs: JobTable::default() };
-            let _ = host.processes.read(literal(1, 0, "systemd"), None);
+            let _ = host.processes.read(literal(1, 0, "systemd"), None, at(0));
             host
         }
 
@@ -229,7 +266,7 @@ mod tests {
             let systems = built_in();
             let found = crate::judge::ci::recognize(&systems, &variables);
             let own = found.as_ref().map(|(_, facts)| facts.key.clone());
-            let _ = self.processes.read(literal(pid, ppid, comm), own);
+            let _ = self.processes.read(literal(pid, ppid, comm), own, at(now));
             let (system, facts) = found?;
             self.jobs.met(&system, facts, pid, &self.processes, |start| Some(at(start as i64)), at(now))
         }
@@ -277,12 +314,34 @@ mod tests {
         host.process(50, 1, "server", github(), 100);
         host.process(90, 1, "Runner.Worker", Variables::default(), 100);
         assert_eq!(host.jobs.standing(&key()).unwrap().state, JobState::Unknown);
-        let changes = host.jobs.decide_unanchored(&host.processes, false, true, at(101));
+        let changes = host.jobs.decide_unanchored(&host.processes, None, true, at(101));
         assert_eq!(changes, [], "not all processes were seen: nothing is proven");
-        let changes = host.jobs.decide_unanchored(&host.processes, true, true, at(101));
+        let changes = host.jobs.decide_unanchored(&host.processes, Some(at(100)), true, at(101));
+        assert_eq!(changes, [], "the list is older than the job: its worker may be missing in it");
+        let changes = host.jobs.decide_unanchored(&host.processes, Some(at(101)), true, at(101));
         assert_eq!(changes, [JobChange { key: key(), state: JobState::Ended }]);
         let standing = host.jobs.standing(&key()).unwrap();
         assert_eq!((standing.ended, standing.over_since), (None, Some(at(100))));
+    }
+
+    #[test]
+    fn a_worker_that_is_met_after_its_job_is_still_its_anchor() {
+        let mut host = Host::new();
+        host.process(6, 5, "bash", github(), 0);
+        assert_eq!(host.jobs.standing(&key()).unwrap().state, JobState::Unknown);
+        host.process(5, 1, "Runner.Worker", Variables::default(), 1);
+        let changes = host.jobs.reconsider(&host.processes, |_| None);
+        assert_eq!(changes, [JobChange { key: key(), state: JobState::Running }]);
+    }
+
+    #[test]
+    fn a_worker_that_runs_another_job_is_not_this_ones() {
+        let mut host = Host::new();
+        host.process(5, 1, "Runner.Worker", Variables::default(), 0);
+        host.process(6, 5, "bash", Variables::from([("RUNNER_TRACKING_ID", "github_2")]), 0);
+        host.process(50, 1, "server", github(), 100);
+        let changes = host.jobs.decide_unanchored(&host.processes, Some(at(101)), true, at(101));
+        assert_eq!(changes, [JobChange { key: key(), state: JobState::Ended }]);
     }
 
     #[test]
@@ -290,6 +349,6 @@ mod tests {
         let mut host = Host::new();
         host.process(5, 1, "Runner.Worker", Variables::default(), 0);
         host.process(50, 1, "server", github(), 100);
-        assert_eq!(host.jobs.decide_unanchored(&host.processes, true, true, at(9999)), []);
+        assert_eq!(host.jobs.decide_unanchored(&host.processes, Some(at(101)), true, at(9999)), []);
     }
 }

@@ -31,6 +31,7 @@ use crate::kernel::clock::BootClock;
 use crate::kernel::descriptors::Descriptor;
 use crate::kernel::look::{Describe, Everywhere, Findings, Plan, ProcessList, Search};
 use crate::kernel::proc_events::ProcessEvent;
+use crate::kernel::process::Glance;
 use crate::kernel::sock_diag::{Depth, DiagQuery};
 use crate::model::answer::Query;
 use crate::model::claim::Verdict;
@@ -127,6 +128,8 @@ pub struct Engine {
     cgroups: HashMap<u64, String>,
     netns_descriptors: BTreeMap<u64, Descriptor>,
     gaps: Gaps,
+    /// When the list of processes was taken that was last told.
+    listed_at: Timestamp,
     notices: Vec<Notice>,
     leaks: HashMap<SocketKey, Leak>,
     counters: status::Counters,
@@ -153,6 +156,7 @@ impl Engine {
             cgroups: HashMap::new(),
             netns_descriptors: BTreeMap::new(),
             gaps: Gaps::default(),
+            listed_at: Timestamp::UNIX_EPOCH,
             notices: Vec::new(),
             leaks: HashMap::new(),
             counters: status::Counters::default(),
@@ -168,7 +172,7 @@ impl Engine {
     pub fn event(&mut self, event: ProcessEvent, read: Option<Process>, now: Timestamp) {
         match event {
             ProcessEvent::Forked { parent, child } => {
-                self.processes.forked(parent, child);
+                self.processes.forked(parent, child, now);
                 self.ports.forked(parent, child);
             }
             ProcessEvent::Execed { pid } => {
@@ -198,13 +202,14 @@ impl Engine {
             self.gaps.processes = list.gaps;
             return;
         }
-        for pid in self.processes.keep_only(&list.alive) {
+        for pid in self.processes.keep_only(&list.alive, list.taken_at) {
             self.ports.unsettle(pid);
             let change = self.jobs.exited(pid, now);
             self.note_jobs(change);
         }
         // Parents first: most jobs are then inherited at once, and anchors are found in whole lineages.
         let mut fresh = list.fresh;
+        fresh.retain(|process| !self.processes.is_newer(process.id.pid, list.taken_at));
         fresh.sort_by_key(|process| process.id.start);
         let read: Vec<(u32, Option<Recognised>)> = fresh
             .into_iter()
@@ -221,9 +226,24 @@ impl Engine {
         self.processes.settle_jobs();
         self.processes.moved(&list.netns);
         self.gaps.processes = list.gaps;
+        self.listed_at = list.taken_at;
+        let clock = self.clock;
+        let changes = self.jobs.reconsider(&self.processes, |ticks| clock.at_ticks(ticks));
+        self.note_jobs(changes);
+        self.decide_jobs(now);
+    }
+
+    /// Whether a list of processes is needed to decide about a job.
+    pub fn wants_list(&self) -> bool {
+        self.jobs.wants_list(self.listed_at)
+    }
+
+    /// Decides about jobs that were met without the process that ends them.
+    fn decide_jobs(&mut self, now: Timestamp) {
         let all_seen = self.gaps.processes.is_empty() && self.processes.all_readable();
+        let all_seen_at = all_seen.then_some(self.listed_at);
         let watching = self.watching == Watching::Continuously;
-        let changes = self.jobs.decide_unanchored(&self.processes, all_seen, watching, now);
+        let changes = self.jobs.decide_unanchored(&self.processes, all_seen_at, watching, now);
         self.note_jobs(changes);
     }
 
@@ -238,7 +258,7 @@ impl Engine {
     /// Enters a process into the table; one that had its pid before has ended unseen.
     fn enter(&mut self, process: Process, recognised: Option<&Recognised>, now: Timestamp) -> u32 {
         let pid = process.id.pid;
-        if self.processes.read(process, recognised.map(|(_, facts)| facts.key.clone())) == Pid::Reused {
+        if self.processes.read(process, recognised.map(|(_, facts)| facts.key.clone()), now) == Pid::Reused {
             let change = self.jobs.exited(pid, now);
             self.note_jobs(change);
         }
@@ -291,6 +311,7 @@ impl Engine {
 
     /// Judges every listener; a change to or from leaked is noticed.
     pub fn judge(&mut self, now: Timestamp) {
+        self.decide_jobs(now);
         let mut leaks = HashMap::new();
         let mut verdicts = Vec::new();
         for entry in self.ports.entries() {
@@ -365,9 +386,9 @@ impl Engine {
         std::mem::take(&mut self.notices)
     }
 
-    /// The pids that are known, for a list of what is new.
-    pub fn known_pids(&self) -> HashSet<u32> {
-        self.processes.pids().collect()
+    /// The processes that are known, for a list of what is new.
+    pub fn known_processes(&self) -> HashMap<u32, Glance> {
+        self.processes.glances()
     }
 
     /// The look that keeps the table right, to be taken at every interval.

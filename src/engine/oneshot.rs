@@ -10,7 +10,7 @@ use crate::model::answer::Answer;
 /// Looks at the system and answers. Blocking: tens of milliseconds on a small host, up to a second on a large one.
 pub fn answer(policy: Policy, reader: &Reader, question: &Question) -> Result<Answer, Unanswerable> {
     let mut engine = Engine::new(policy, reader.clock, Watching::Once);
-    engine.process_list(look::processes(reader, &engine.known_pids()), reader.clock.now());
+    engine.process_list(look::processes(reader, &engine.known_processes()), reader.clock.now());
     let findings = look::look(&engine.plan_question(question), reader)
         .map_err(|error| Unanswerable::from_look(error, question))?;
     engine.findings(&findings);

@@ -5,8 +5,11 @@
 
 use std::collections::{HashMap, HashSet};
 
+use jiff::Timestamp;
+
 use crate::judge::ci::Kin;
 use crate::kernel::netns::{Inhabitants, add_inhabitant};
+use crate::kernel::process::Glance;
 use crate::model::cgroup_path;
 use crate::model::job::JobKey;
 #[cfg(test)]
@@ -31,6 +34,8 @@ struct Record {
     job: Option<JobKey>,
     /// False where the environment is closed to this program: then that no variable was found proves nothing.
     readable: bool,
+    /// When an event or a reading last told of it: a list that was taken before says nothing about it.
+    touched: Timestamp,
     /// Whether it has been seen since the last [`ProcessTable::take_recent`].
     recent: bool,
 }
@@ -55,9 +60,16 @@ pub(super) struct ProcessTable {
 
 impl ProcessTable {
     /// A process was made: it is its parent's copy, job included.
-    pub(super) fn forked(&mut self, parent: u32, child: u32) {
+    pub(super) fn forked(&mut self, parent: u32, child: u32, now: Timestamp) {
         let Some(of_parent) = self.records.get(&parent) else { return };
-        let record = Record { start: None, ppid: parent, own_job: None, recent: true, ..of_parent.clone() };
+        let record = Record {
+            start: None,
+            ppid: parent,
+            own_job: None,
+            recent: true,
+            touched: now,
+            ..of_parent.clone()
+        };
         self.insert(child, record);
     }
 
@@ -80,7 +92,7 @@ impl ProcessTable {
 
     /// A process was read, at its exec or by a snapshot. `own_job` is what its variables name. A job it was born into
     /// stays, unless its own variables name another; a process met for the first time takes its parent's.
-    pub(super) fn read(&mut self, process: Process, own_job: Option<JobKey>) -> Pid {
+    pub(super) fn read(&mut self, process: Process, own_job: Option<JobKey>, now: Timestamp) -> Pid {
         let Process { id, ppid, comm, cmdline, cgroup, netns, variables_readable: readable, .. } = process;
         let same = |record: &&Record| record.start.is_none_or(|start| start == id.start);
         let known = self.records.get(&id.pid).filter(same);
@@ -102,6 +114,7 @@ impl ProcessTable {
             job,
             readable,
             recent,
+            touched: now,
         };
         let reused = known.is_none() && self.records.contains_key(&id.pid);
         if reused {
@@ -140,9 +153,15 @@ impl ProcessTable {
         }
     }
 
-    /// Forgets those that are no longer alive; answers who they were.
-    pub(super) fn keep_only(&mut self, alive: &HashSet<u32>) -> Vec<u32> {
-        let gone: Vec<u32> = self.records.keys().filter(|pid| !alive.contains(pid)).copied().collect();
+    /// Whether something was told of this process after that moment.
+    pub(super) fn is_newer(&self, pid: u32, than: Timestamp) -> bool {
+        self.records.get(&pid).is_some_and(|record| record.touched >= than)
+    }
+
+    /// Forgets those that were no longer alive at that moment; answers who they were.
+    pub(super) fn keep_only(&mut self, alive: &HashSet<u32>, at: Timestamp) -> Vec<u32> {
+        let gone = |pid: &u32| !alive.contains(pid) && !self.is_newer(*pid, at);
+        let gone: Vec<u32> = self.records.keys().copied().filter(gone).collect();
         for pid in &gone {
             self.exited(*pid);
         }
@@ -264,6 +283,17 @@ impl ProcessTable {
         inhabitants
     }
 
+    /// Processes whose own variables name a job.
+    pub(super) fn with_own_job(&self) -> impl Iterator<Item = (u32, &JobKey)> {
+        self.records.iter().filter_map(|(pid, record)| Some((*pid, record.own_job.as_ref()?)))
+    }
+
+    /// What tells whether each is still the process that was read.
+    pub(super) fn glances(&self) -> HashMap<u32, Glance> {
+        let glance = |record: &Record| Glance { start: record.start, comm: record.comm.clone() };
+        self.records.iter().map(|(pid, record)| (*pid, glance(record))).collect()
+    }
+
     /// Living processes.
     pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
         self.records.keys().copied()
@@ -310,34 +340,39 @@ pub(crate) fn literal(pid: u32, ppid: u32, comm: &str) -> Process {
 mod tests {
     use super::*;
 
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
     fn job(id: &str) -> JobKey {
         JobKey { ci: "github".to_owned(), id: id.to_owned() }
     }
 
     fn table() -> ProcessTable {
         let mut table = ProcessTable::default();
-        let _ = table.read(literal(1, 0, "systemd"), None);
-        let _ = table.read(literal(10, 1, "bash"), Some(job("a")));
+        let _ = table.read(literal(1, 0, "systemd"), None, NOW);
+        let _ = table.read(literal(10, 1, "bash"), Some(job("a")), NOW);
         table
     }
 
     #[test]
     fn a_process_that_blanked_its_variables_keeps_the_job_it_was_born_into() {
         let mut table = table();
-        table.forked(10, 11);
-        let _ =
-            table.read(Process { id: ProcessId { pid: 11, start: 11 }, ..literal(11, 10, "evader") }, None);
+        table.forked(10, 11, NOW);
+        let _ = table.read(
+            Process { id: ProcessId { pid: 11, start: 11 }, ..literal(11, 10, "evader") },
+            None,
+            NOW,
+        );
         assert_eq!(table.job(11), Some(&job("a")));
     }
 
     #[test]
     fn a_daemonised_grandchild_keeps_its_job() {
         let mut table = table();
-        table.forked(10, 11);
-        table.forked(11, 12);
+        table.forked(10, 11, NOW);
+        table.forked(11, 12, NOW);
         table.exited(11);
         table.exited(10);
-        let _ = table.read(literal(12, 1, "server"), None);
+        let _ = table.read(literal(12, 1, "server"), None, NOW);
         assert_eq!(table.job(12), Some(&job("a")));
         assert_eq!(table.lineage(12).iter().map(|kin| kin.id.pid).collect::<Vec<_>>(), [12, 1]);
     }
@@ -345,8 +380,8 @@ mod tests {
     #[test]
     fn own_variables_count_more_than_birth() {
         let mut table = table();
-        table.forked(10, 11);
-        let _ = table.read(literal(11, 10, "nested"), Some(job("b")));
+        table.forked(10, 11, NOW);
+        let _ = table.read(literal(11, 10, "nested"), Some(job("b")), NOW);
         assert_eq!(table.job(11), Some(&job("b")));
     }
 
@@ -354,16 +389,16 @@ mod tests {
     fn a_reused_pid_is_another_process() {
         let mut table = table();
         let other = Process { id: ProcessId { pid: 10, start: 99 }, ..literal(10, 1, "cron") };
-        assert_eq!(table.read(other, None), Pid::Reused);
+        assert_eq!(table.read(other, None, NOW), Pid::Reused);
         assert_eq!(table.job(10), None);
     }
 
     #[test]
     fn processes_met_in_no_order_find_their_jobs() {
         let mut table = ProcessTable::default();
-        let _ = table.read(literal(12, 11, "server"), None);
-        let _ = table.read(literal(11, 10, "sh"), None);
-        let _ = table.read(literal(10, 1, "bash"), Some(job("a")));
+        let _ = table.read(literal(12, 11, "server"), None, NOW);
+        let _ = table.read(literal(11, 10, "sh"), None, NOW);
+        let _ = table.read(literal(10, 1, "bash"), Some(job("a")), NOW);
         table.settle_jobs();
         assert_eq!(table.job(12), Some(&job("a")));
     }
@@ -372,8 +407,8 @@ mod tests {
     fn what_is_put_into_a_jobs_container_is_the_jobs() {
         let inside = |process| Process { cgroup: Some(format!("/docker/{}", "a".repeat(64))), ..process };
         let mut table = ProcessTable::default();
-        let _ = table.read(inside(literal(20, 5, "sh")), Some(job("a")));
-        let _ = table.read(inside(literal(30, 5, "execed")), None);
+        let _ = table.read(inside(literal(20, 5, "sh")), Some(job("a")), NOW);
+        let _ = table.read(inside(literal(30, 5, "execed")), None, NOW);
         table.settle_jobs();
         assert_eq!(table.job(30), Some(&job("a")));
     }
@@ -381,8 +416,8 @@ mod tests {
     #[test]
     fn a_cycle_of_parents_ends() {
         let mut table = ProcessTable::default();
-        let _ = table.read(literal(2, 3, "a"), None);
-        let _ = table.read(literal(3, 2, "b"), None);
+        let _ = table.read(literal(2, 3, "a"), None, NOW);
+        let _ = table.read(literal(3, 2, "b"), None, NOW);
         assert!(table.ancestry(2).len() <= MAX_GENERATIONS + 1);
         assert_eq!(table.lineage(4).len(), 0);
     }
@@ -390,11 +425,21 @@ mod tests {
     #[test]
     fn descendants_are_found() {
         let mut table = table();
-        table.forked(10, 11);
-        table.forked(11, 12);
-        table.forked(1, 13);
+        table.forked(10, 11, NOW);
+        table.forked(11, 12, NOW);
+        table.forked(1, 13, NOW);
         let mut found = table.descendants(10);
         found.sort_unstable();
         assert_eq!(found, [10, 11, 12]);
+    }
+
+    #[test]
+    fn a_list_says_nothing_about_what_was_told_after_it_was_taken() {
+        let later = Timestamp::from_second(10).unwrap();
+        let mut table = table();
+        table.forked(10, 11, later);
+        let gone = table.keep_only(&HashSet::from([1]), Timestamp::from_second(5).unwrap());
+        assert_eq!(gone, [10]);
+        assert!(table.program(11).is_some(), "born after the list was taken");
     }
 }

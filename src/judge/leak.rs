@@ -110,8 +110,11 @@ fn nobody(kind: ClaimKind, holders: &[HolderStanding]) -> &'static str {
     }
 }
 
-/// `8m31s`, `2h5m`, `3d4h`: the two largest units, as contract and people write them.
+/// `8m31s`, `2h5m`, `3d4h`: the two largest units, as contract and people write them; `300ms` below a second.
 pub fn span(duration: SignedDuration) -> String {
+    if (1..1000).contains(&duration.as_millis()) {
+        return format!("{}ms", duration.as_millis());
+    }
     let seconds = duration.as_secs().max(0);
     let (days, hours, minutes, seconds) =
         (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
@@ -237,5 +240,6 @@ mod tests {
         for (seconds, text) in cases {
             assert_eq!(span(SignedDuration::from_secs(seconds)), text);
         }
+        assert_eq!(span(SignedDuration::from_millis(300)), "300ms");
     }
 }

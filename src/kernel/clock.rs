@@ -21,6 +21,12 @@ pub fn since_boot() -> Duration {
     Duration::new(boot.tv_sec.try_into().unwrap_or(0), boot.tv_nsec.try_into().unwrap_or(0))
 }
 
+/// CPU time that this program has used, all threads together: what a look costs, however long it waits for a core.
+pub fn cpu_time() -> Duration {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(used.tv_sec.try_into().unwrap_or(0), used.tv_nsec.try_into().unwrap_or(0))
+}
+
 /// The steady line, and the way from it to the wall clock.
 #[derive(Debug, Clone, Copy)]
 pub struct BootClock {

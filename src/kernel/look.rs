@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::descriptors::{self, Descriptor, Scan};
 use super::mounts::{self, NetnsMount};
 use super::netns::{self, Inhabitants, NetnsEntry};
-use super::process::{self, Reader};
+use super::process::{self, Glance, Reader};
 use super::sock_diag::{self, DiagQuery};
 use super::{Gap, Unreadable, links};
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
@@ -348,6 +348,8 @@ fn take(scan: Scan, wanted: &mut HashMap<u32, SocketKey>, found: &mut Holders) {
 /// The processes of the host, for a program that knows some of them already.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessList {
+    /// When it was taken: it says nothing about what happened later.
+    pub taken_at: Timestamp,
     /// Every pid that is alive.
     pub alive: HashSet<u32>,
     /// Those that were not known before, read.
@@ -358,10 +360,12 @@ pub struct ProcessList {
     pub gaps: Vec<Gap>,
 }
 
-/// Lists the processes, and reads those that are not in `known`. Errors are gaps: an unreadable list is empty.
-pub fn processes(reader: &Reader, known: &HashSet<u32>) -> ProcessList {
-    let alive: HashSet<u32> = match process::pids() {
-        Ok(pids) => pids.into_iter().collect(),
+/// Lists the processes, and reads those that are not known, or not any more what they were: a pid that was reused, a
+/// program that was replaced. Errors are gaps: an unreadable list is empty.
+pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>) -> ProcessList {
+    let taken_at = reader.clock.now();
+    let pids = match process::pids() {
+        Ok(pids) => pids,
         Err(error) => {
             return ProcessList {
                 gaps: vec![Gap::Processes(format!("{error:?}"))],
@@ -369,23 +373,31 @@ pub fn processes(reader: &Reader, known: &HashSet<u32>) -> ProcessList {
             };
         }
     };
-    let unknown: Vec<u32> = alive.difference(known).copied().collect();
-    let share = unknown.len().div_ceil(descriptors::all_cores()).max(64);
-    let mut fresh = Vec::with_capacity(unknown.len());
+    let look_at = |pid: u32| match process::glance(pid) {
+        Ok(glance) if known.get(&pid) == Some(&glance) => Some((pid, None)),
+        Ok(_) => reader.read(pid).ok().map(|process| (pid, Some(process))),
+        Err(Unreadable::Vanished) => None,
+        // Closed to this user (hidepid): it lives, and that is all there is to know.
+        Err(_) => Some((pid, None)),
+    };
+    let mut alive = HashSet::with_capacity(pids.len());
+    let mut fresh = Vec::new();
     std::thread::scope(|scope| {
-        let workers: Vec<_> = unknown
-            .chunks(share)
-            .map(|pids| {
-                scope.spawn(move || pids.iter().filter_map(|pid| reader.read(*pid).ok()).collect::<Vec<_>>())
+        let look_at = &look_at;
+        let workers: Vec<_> = pids
+            .chunks(pids.len().div_ceil(descriptors::all_cores()).max(64))
+            .map(|share| {
+                scope.spawn(move || share.iter().filter_map(|pid| look_at(*pid)).collect::<Vec<_>>())
             })
             .collect();
-        for worker in workers {
-            fresh.extend(worker.join().unwrap_or_default());
+        for (pid, process) in workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()) {
+            alive.insert(pid);
+            fresh.extend(process);
         }
     });
     let pids: Vec<u32> = alive.iter().copied().collect();
     let (netns, closed_netns) = netns::of_processes(&pids);
     let mut gaps = Vec::new();
     gaps.extend((closed_netns > 0).then_some(Gap::ProcessNetns(closed_netns)));
-    ProcessList { alive, fresh, netns, gaps }
+    ProcessList { taken_at, alive, fresh, netns, gaps }
 }

@@ -7,7 +7,8 @@ use std::collections::HashSet;
 use std::io::Read;
 use std::mem::MaybeUninit;
 
-use procfs::process::Process as ProcDir;
+use procfs::FromRead;
+use procfs::process::{Process as ProcDir, Stat};
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
 
 use super::cgroup::CgroupPaths;
@@ -48,6 +49,9 @@ impl Reader {
     pub fn read(&self, pid: u32) -> Result<Process, Unreadable> {
         let dir = open(pid)?;
         let stat = dir.stat()?;
+        if is_ended(&stat) {
+            return Err(Unreadable::Vanished);
+        }
         let environ = read_file(&dir, "environ", ENVIRON_BYTES);
         Ok(Process {
             id: ProcessId { pid, start: stat.starttime },
@@ -137,6 +141,29 @@ impl Usage {
             start_seconds: start.map(|start| start.as_millisecond() as f64 / 1000.0).unwrap_or_default(),
         })
     }
+}
+
+/// What tells whether a process is still the one that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glance {
+    /// Start in clock ticks since boot; `None` where it was never read.
+    pub start: Option<u64>,
+    /// Its name, which an exec changes.
+    pub comm: String,
+}
+
+/// Looks whether a process is still the one that was read. Errors: it has ended, zombies included.
+pub fn glance(pid: u32) -> Result<Glance, Unreadable> {
+    let stat = Stat::from_file(format!("/proc/{pid}/stat"))?;
+    if is_ended(&stat) {
+        return Err(Unreadable::Vanished);
+    }
+    Ok(Glance { start: Some(stat.starttime), comm: stat.comm })
+}
+
+/// A zombie has ended and waits for its parent, which may never ask. One with threads left is only its first thread's end.
+fn is_ended(stat: &Stat) -> bool {
+    matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1
 }
 
 /// The start of a process in clock ticks, which with its pid is its identity.

@@ -1,0 +1,489 @@
+//! The agent with real process trees: jobs, leaks, metrics, reload, restarts, and everything that can be sent to its socket.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's failure is a panic"
+)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{
+    Daemon, NamedNetns, Tree, claims, eventually, holder, holders, ip, json, one_runner_on_this_host,
+    open_directory, program, run,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A GitHub runner's tree: `Runner.Worker` → `bash` (a step) → a server that the step leaves behind.
+fn github(directory: &TempDir, id: &str, server: &[&str]) -> Tree {
+    let worker = program(directory, "Runner.Worker");
+    let bash = program(directory, "bash");
+    let mut command = Command::new(worker);
+    command.arg("worker").arg(format!("env:RUNNER_TRACKING_ID={id}"));
+    command.args([
+        "env:GITHUB_JOB=coverage-test",
+        "env:GITHUB_REPOSITORY=envoyproxy/gateway",
+        "env:GITHUB_RUN_ID=991",
+    ]);
+    command.args(["--", &bash, "step", "leave"]).args(server);
+    Tree::start(&mut command, &["worker", "step", "server"])
+}
+
+#[track_caller]
+fn verdict(daemon: &Daemon, port: u16) -> (String, Value) {
+    let document = daemon.who_holds(port);
+    let claim = &document["claims"][0];
+    (claim["verdict"].as_str().unwrap_or("none").to_owned(), claim.clone())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_listener_that_outlives_its_github_job_is_a_leak_everywhere_it_can_be_asked() {
+    let _alone = one_runner_on_this_host();
+    let daemon = Daemon::start("");
+    let programs = open_directory();
+    let server = program(&programs, "provider.test");
+    let tree = github(&programs, "github_leak", &["--", &server, "server", "setsid", "tcp:127.0.0.1:0"]);
+    let port = tree.get("server").port();
+    let (healthy, claim) = verdict(&daemon, port);
+    assert_eq!(healthy, "healthy", "{claim:#}");
+    assert_eq!((&claim["job"]["state"], &claim["job"]["name"]), (&"running".into(), &"coverage-test".into()));
+    assert_eq!(run(&mut daemon.ask(&["leaks"])).0, 0, "nothing has leaked yet");
+
+    tree.get("worker").kill();
+    let claim = eventually("the server is a leak", || {
+        let (verdict, claim) = verdict(&daemon, port);
+        (verdict == "leaked").then_some(claim)
+    });
+    assert_eq!((&claim["job"]["state"], claim["job"]["ended"].is_string()), (&"ended".into(), true));
+    assert!(claim["reason"].as_str().unwrap().contains("grace 300ms"), "{}", claim["reason"]);
+    let (code, leaks) = json(&mut daemon.ask(&["leaks"]));
+    assert_eq!((code, &leaks["claims"][0]["port"]), (1, &port.into()));
+    let text = run(&mut daemon.ask(&["who-holds", &port.to_string()])).1;
+    assert!(text.contains("LEAKED") && text.contains(&format!("kill {}", tree.get("server").pid)), "{text}");
+    eventually("the metric is set", || {
+        daemon.metric("sniffer_leaked_listeners{ci=\"github\"}").filter(|v| *v == 1.0)
+    });
+    let (_, metrics) = daemon.get("/metrics").unwrap();
+    let info = format!(
+        "sniffer_leaked_listener_info{{ci=\"github\",comm=\"provider.test\",job=\"coverage-test\",netns=\"host\",port=\"{port}\",protocol=\"tcp\",repository=\"envoyproxy/gateway\"}} 1"
+    );
+    assert!(metrics.contains(&info), "{metrics}");
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("event=\"leak\"")).expect("a log line");
+    for field in
+        [format!("port={port}"), "comm=\"provider.test\"".to_owned(), "job=\"coverage-test\"".to_owned()]
+    {
+        assert!(line.contains(&field), "{field} in {line}");
+    }
+
+    tree.get("server").kill();
+    eventually("the leak resolves", || {
+        daemon.metric("sniffer_leaked_listeners{ci=\"github\"}").filter(|v| *v == 0.0)
+    });
+    assert_eq!(daemon.metric("sniffer_leaks_total{ci=\"github\"}"), Some(1.0));
+    assert!(daemon.log().contains("event=\"leak_resolved\""));
+    assert_eq!(run(&mut daemon.ask(&["leaks"])).0, 0);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_process_that_blanked_its_variables_keeps_the_job_it_came_from() {
+    let _alone = one_runner_on_this_host();
+    let daemon = Daemon::start("");
+    let programs = open_directory();
+    let server = program(&programs, "evader");
+    let clear =
+        ["unset:RUNNER_TRACKING_ID", "unset:GITHUB_JOB", "unset:GITHUB_RUN_ID", "unset:GITHUB_REPOSITORY"];
+    let mut actions = clear.to_vec();
+    actions.extend(["--", &server, "server", "setsid", "tcp:127.0.0.1:0"]);
+    let tree = github(&programs, "github_evader", &actions);
+    let claim = eventually("the evader has its job", || {
+        let (_, claim) = verdict(&daemon, tree.get("server").port());
+        (!claim["job"].is_null()).then_some(claim)
+    });
+    assert_eq!(claim["job"]["id"], "github_evader");
+    assert_eq!(claim["verdict"], "healthy");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn gitlab_jenkins_and_buildkite_jobs_begin_and_end_by_their_own_rules() {
+    let daemon = Daemon::start("");
+    let programs = open_directory();
+    let server = program(&programs, "server");
+    let (bash, runner) = (program(&programs, "bash"), program(&programs, "gitlab-runner"));
+    let (java, agent) = (program(&programs, "java"), program(&programs, "buildkite-agent"));
+    let listen = ["--", server.as_str(), "server", "tcp:127.0.0.1:0"];
+
+    // The runner's shell has no variables itself; what it starts has.
+    let mut gitlab = Command::new(runner);
+    gitlab.args([
+        "runner",
+        "--",
+        &bash,
+        "shell",
+        "env:GITLAB_CI=true",
+        "env:CI_JOB_ID=77",
+        "env:CI_JOB_NAME=rspec",
+    ]);
+    gitlab.args(["env:CI_PROJECT_PATH=group/app", "env:CI_SERVER_URL=https://gitlab.example"]).args(listen);
+    let gitlab = Tree::start(&mut gitlab, &["runner", "shell", "server"]);
+
+    let mut jenkins = Command::new(java);
+    jenkins.args(["agent", "env:JENKINS_NODE_COOKIE=cookie-1", "env:JOB_NAME=nightly", "env:BUILD_NUMBER=5"]);
+    jenkins.args(["--", &bash, "step"]).args(listen);
+    let jenkins = Tree::start(&mut jenkins, &["agent", "step", "server"]);
+
+    let mut buildkite = Command::new(&agent);
+    buildkite.args([
+        "agent",
+        "env:BUILDKITE_JOB_ID=0190-uuid",
+        "env:BUILDKITE_STEP_KEY=unit",
+        "--",
+        &agent,
+        "bootstrap",
+    ]);
+    buildkite.args(listen);
+    let buildkite = Tree::start(&mut buildkite, &["agent", "bootstrap", "server"]);
+
+    for (tree, ci, name, ends) in [
+        (&gitlab, "gitlab", "rspec", "shell"),
+        (&jenkins, "jenkins", "nightly", "step"),
+        (&buildkite, "buildkite", "unit", "bootstrap"),
+    ] {
+        let port = tree.get("server").port();
+        let claim = eventually("the job is known", || {
+            let (_, claim) = verdict(&daemon, port);
+            (!claim["job"].is_null()).then_some(claim)
+        });
+        let job = &claim["job"];
+        assert_eq!((&job["ci"], &job["name"], &job["state"]), (&ci.into(), &name.into(), &"running".into()));
+        tree.get(ends).kill();
+        eventually("the job has ended", || {
+            let (_, claim) = verdict(&daemon, port);
+            (claim["job"]["state"] == "ended").then_some(())
+        });
+    }
+    // Buildkite's bootstrap lives as long as the job: its end is believed at once. The others may only pause.
+    eventually("the listener leaks", || {
+        (verdict(&daemon, buildkite.get("server").port()).0 == "leaked").then_some(())
+    });
+    assert_eq!(verdict(&daemon, jenkins.get("server").port()).0, "grace");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_custom_system_is_followed_by_its_variables_and_its_worker() {
+    let daemon = Daemon::start(
+        "[[jobs.custom]]\nname = \"my-ci\"\nid_env = [\"MY_CI_JOB_UUID\"]\nends = \"my-ci-worker\"",
+    );
+    let programs = open_directory();
+    let (worker, server) = (program(&programs, "my-ci-worker"), program(&programs, "server"));
+    let mut command = Command::new(worker);
+    command.args(["worker", "env:MY_CI_JOB_UUID=u-1", "--", &server, "server", "tcp:127.0.0.1:0"]);
+    let tree = Tree::start(&mut command, &["worker", "server"]);
+    let (_, claim) = verdict(&daemon, tree.get("server").port());
+    assert_eq!((&claim["job"]["ci"], &claim["job"]["id"]), (&"my-ci".into(), &"u-1".into()));
+    tree.get("worker").kill();
+    eventually("the server is a leak", || {
+        (verdict(&daemon, tree.get("server").port()).0 == "leaked").then_some(())
+    });
+    assert!(daemon.metric("sniffer_leaks_total{ci=\"my-ci\"}").is_some());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_exempt_program_is_said_to_be_exempt_and_is_no_leak() {
+    let _alone = one_runner_on_this_host();
+    let daemon = Daemon::start("");
+    let programs = open_directory();
+    let server = program(&programs, "sccache");
+    let tree = github(&programs, "github_exempt", &["--", &server, "server", "tcp:127.0.0.1:0"]);
+    tree.get("worker").kill();
+    let claim = eventually("the job has ended", || {
+        let (_, claim) = verdict(&daemon, tree.get("server").port());
+        (claim["job"]["state"] == "ended").then_some(claim)
+    });
+    assert_eq!(claim["verdict"], "exempt");
+    assert!(claim["reason"].as_str().unwrap().contains("sccache"));
+    assert_eq!(run(&mut daemon.ask(&["leaks"])).0, 0);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn without_process_events_polling_finds_the_same_leak() {
+    let _alone = one_runner_on_this_host();
+    let daemon = Daemon::start("watch.events = \"poll\"");
+    let programs = open_directory();
+    let server = program(&programs, "server");
+    let tree = github(&programs, "github_poll", &["--", &server, "server", "tcp:127.0.0.1:0"]);
+    eventually("the job is known", || {
+        (verdict(&daemon, tree.get("server").port()).0 == "healthy").then_some(())
+    });
+    tree.get("worker").kill();
+    eventually("the server is a leak", || {
+        (verdict(&daemon, tree.get("server").port()).0 == "leaked").then_some(())
+    });
+    let (_, ready) = daemon.get("/readyz").unwrap();
+    assert!(ready.contains("degraded: proc: switched off"), "{ready}");
+    assert_eq!(daemon.metric("sniffer_source_up{source=\"proc\"}"), Some(0.0));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_agent_restarted_in_the_middle_knows_running_jobs_and_old_leftovers() {
+    let _alone = one_runner_on_this_host();
+    let mut daemon = Daemon::start("");
+    let programs = open_directory();
+    let server = program(&programs, "server");
+    let listen = ["--", server.as_str(), "server", "tcp:127.0.0.1:0"];
+    let ended = github(&programs, "github_ended", &listen);
+    ended.get("worker").kill();
+    eventually("the worker is gone", || (!ended.get("worker").is_alive()).then_some(()));
+    let running =
+        github(&programs, "github_running", &["env:STEP=1", "--", &server, "server", "tcp:127.0.0.1:0"]);
+    daemon.crash_and_restart();
+    assert_eq!(verdict(&daemon, running.get("server").port()).0, "healthy");
+    eventually("the leftover is a leak", || {
+        (verdict(&daemon, ended.get("server").port()).0 == "leaked").then_some(())
+    });
+    let (_, claim) = verdict(&daemon, ended.get("server").port());
+    assert_eq!(claim["job"]["ended"], Value::Null, "when it ended was not seen");
+    assert_eq!(claim["since"], Value::Null);
+    assert_eq!(verdict(&daemon, running.get("server").port()).0, "healthy");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_freed_port_is_free_and_a_bound_one_is_held_in_the_very_next_answer() {
+    let daemon = Daemon::start("");
+    for _ in 0..20 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let held = daemon.who_holds(port);
+        assert_eq!(holders(&held["claims"][0]), [std::process::id()], "{held:#}");
+        drop(listener);
+        let (_, free) = json(&mut daemon.ask(&["who-holds", &port.to_string(), "--netns", "host"]));
+        assert_eq!(free["claims"], Value::Array(vec![]));
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn children_that_inherit_a_socket_are_holders_in_the_next_answer() {
+    let daemon = Daemon::start("");
+    let child = holder();
+    let mut command = Command::new(holder());
+    command.args(["parent", "tcp-inherit:127.0.0.1:0", "--"]).arg(child).arg("child");
+    let tree = Tree::start(&mut command, &["parent", "child"]);
+    let port = tree.get("parent").port();
+    let mut both = vec![tree.get("parent").pid, tree.get("child").pid];
+    both.sort_unstable();
+    eventually("both are holders", || (holders(&daemon.who_holds(port)["claims"][0]) == both).then_some(()));
+    tree.get("parent").kill();
+    eventually("the parent is gone", || (!tree.get("parent").is_alive()).then_some(()));
+    let document = daemon.who_holds(port);
+    assert_eq!(holders(&document["claims"][0]), [tree.get("child").pid], "the heir still holds it");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn since_is_when_the_agent_saw_it_appear() {
+    let daemon = Daemon::start("");
+    let before = daemon.who_holds(1)["as_of"].as_str().unwrap().to_owned();
+    let tree = Tree::holder(&["tcp:127.0.0.1:0"]);
+    let (_, claim) = verdict(&daemon, tree.it().port());
+    assert!(claim["since"].as_str().unwrap() > before.as_str(), "{claim:#}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_that_the_agent_watches_dies_when_its_owner_lets_go() {
+    let daemon = Daemon::start("");
+    let netns = NamedNetns::new("dies");
+    let outside = format!("snf{}", std::process::id() % 100_000);
+    ip(&["link", "add", &outside, "type", "veth", "peer", "name", "inside", "netns", &netns.0]);
+    let inside = Tree::start(netns.command(holder()).args(["it", "tcp:0.0.0.0:0"]), &["it"]);
+    assert_eq!(claims(&daemon.who_holds(inside.it().port()), "kind", "listener").len(), 1);
+    let inode = netns.inode().to_string();
+    let watched = || run(&mut daemon.ask(&["who-holds", "1", "--netns", &inode])).0;
+    assert_eq!(watched(), 1);
+    drop((inside, netns));
+    // A veth ends with the namespace of its other end: the kernel's own word that nothing keeps that alive.
+    let link = format!("/sys/class/net/{outside}");
+    eventually("the namespace is gone", || (!std::path::Path::new(&link).exists()).then_some(()));
+    assert_eq!(watched(), 2, "the next answer knows that it is gone");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn sigterm_ends_it_in_under_a_second_and_takes_the_socket_along() {
+    let mut daemon = Daemon::start("");
+    let began = Instant::now();
+    daemon.signal(Signal::TERM);
+    let status = daemon.child.wait().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(status.code(), Some(0));
+    assert!(!daemon.socket().exists());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn sighup_reloads_and_a_bad_configuration_is_refused() {
+    let _alone = one_runner_on_this_host();
+    let daemon = Daemon::start("");
+    let file = daemon.directory.path().join("config.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, "[leak]\ngrace = 5\n").unwrap();
+    daemon.signal(Signal::HUP);
+    eventually("the mistake is named", || daemon.log().contains(":2:9: leak.grace").then_some(()));
+    assert!(daemon.log().contains("the old one stays"));
+    std::fs::write(&file, good.replace("300ms", "1h")).unwrap();
+    daemon.signal(Signal::HUP);
+    eventually("it is reloaded", || daemon.log().contains("configuration reloaded").then_some(()));
+    let programs = open_directory();
+    let server = program(&programs, "server");
+    let tree = github(&programs, "github_reload", &["--", &server, "server", "tcp:127.0.0.1:0"]);
+    assert_eq!(verdict(&daemon, tree.get("server").port()).0, "healthy");
+    tree.get("worker").kill();
+    let claim = eventually("the grace has begun", || {
+        let (verdict, claim) = verdict(&daemon, tree.get("server").port());
+        (verdict == "grace").then_some(claim)
+    });
+    assert!(claim["reason"].as_str().unwrap().contains("(grace 1h)"), "the new grace counts: {claim:#}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_taken_metrics_port_is_said_with_its_holder_and_the_agent_goes_on() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let directory = open_directory();
+    let socket = directory.path().join("s.sock");
+    let config = format!(
+        "control.socket = \"{}\"\nmetrics.listen = \"{}\"\n",
+        socket.display(),
+        taken.local_addr().unwrap()
+    );
+    std::fs::write(directory.path().join("config.toml"), config).unwrap();
+    let child = Daemon::command(&directory).spawn().unwrap();
+    let daemon = Daemon { child, directory, metrics: String::new() };
+    let said = format!("(pid {})", std::process::id());
+    eventually("the holder is named", || daemon.log().contains(&said).then_some(()));
+    assert_eq!(
+        holders(&daemon.who_holds(taken.local_addr().unwrap().port())["claims"][0]),
+        [std::process::id()]
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_second_daemon_on_the_same_socket_says_who_runs_already() {
+    let daemon = Daemon::start("");
+    let mut second = Command::new(common::SNIFFER);
+    let (code, _, stderr) =
+        run(second.args(["daemon", "--config"]).arg(daemon.directory.path().join("config.toml")));
+    assert_eq!(code, 2);
+    assert!(stderr.contains(&format!("(pid {})", daemon.child.id())), "{stderr}");
+    assert_eq!(daemon.who_holds(1)["source"], "daemon", "the first one goes on");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_socket_left_by_a_crash_is_taken_over() {
+    let mut daemon = Daemon::start("");
+    daemon.crash_and_restart();
+    assert_eq!(daemon.who_holds(1)["source"], "daemon");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn nothing_that_is_sent_to_the_control_socket_stops_the_answers() {
+    let daemon = Daemon::start("");
+    let connect = || UnixStream::connect(daemon.socket()).unwrap();
+    let idle: Vec<UnixStream> = (0..200).map(|_| connect()).collect();
+    let half = (0..20).map(|_| {
+        let mut stream = connect();
+        stream.write_all(b"GET /v1/who-holds?target=80 HT").unwrap();
+        stream
+    });
+    let half: Vec<UnixStream> = half.collect();
+    let huge = "A".repeat(1024 * 1024);
+    let requests: [&[u8]; 6] = [
+        b"\x00\xff\x16\x03\x01garbage\r\n\r\n",
+        b"GET /v1/who-holds HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /v1/who-holds?target=%ff%fe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"POST /v1/list HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello",
+        b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        &format!("GET /{huge} HTTP/1.1\r\n\r\n").into_bytes(),
+    ];
+    for request in requests {
+        let mut stream = connect();
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        // A refusal may close the connection while the rest is still being sent.
+        let _ = stream.write_all(request);
+        let mut reply = Vec::new();
+        let _ = stream.read_to_end(&mut reply);
+        let reply = String::from_utf8_lossy(&reply);
+        assert!(reply.starts_with("HTTP/1.1 4"), "{reply:.200}");
+    }
+    assert_eq!(daemon.who_holds(1)["claims"], Value::Array(vec![]));
+    drop((idle, half));
+    let (code, _, stderr) = run(&mut daemon.ask(&["who-holds", "80", "--netns", "no-such"]));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("no network namespace 'no-such'"), "{stderr}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_daemon_that_does_not_speak_http_is_told_and_done_without() {
+    let directory = open_directory();
+    let path = directory.path().join("odd.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let answerer = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.write_all(b"220 smtp ready\r\n");
+    });
+    let (code, stdout, stderr) =
+        run(Command::new(common::SNIFFER).env("SNIFFER_SOCKET", &path).args(["list", "--json"]));
+    answerer.join().unwrap();
+    assert!(code == 0 || code == 1);
+    assert!(stderr.contains("looking without it"), "{stderr}");
+    assert!(stdout.contains("\"oneshot\""));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn after_a_storm_of_processes_the_table_is_the_kernels() {
+    let daemon = Daemon::start("");
+    for _ in 0..400 {
+        let status = Command::new("sh").args(["-c", "true & true & true & wait"]).status().unwrap();
+        assert!(status.success());
+    }
+    let netns = NamedNetns::new("storm");
+    ip(&["-n", &netns.0, "link", "set", "lo", "up"]);
+    let tree =
+        Tree::start(netns.command(holder()).args(["it", "tcp:127.0.0.1:0", "udp:127.0.0.1:0"]), &["it"]);
+    let sockets = |command: &mut Command| -> Vec<(u64, u64)> {
+        let (_, document) = json(command.args(["list", "--netns", &netns.0]));
+        let of = document["claims"].as_array().unwrap();
+        of.iter()
+            .map(|claim| (claim["port"].as_u64().unwrap(), claim["socket"]["cookie"].as_u64().unwrap()))
+            .collect()
+    };
+    let with = sockets(&mut daemon.ask(&[]));
+    assert_eq!(with, sockets(&mut common::alone()));
+    let mut ports: Vec<u64> = tree.it().ports.iter().map(|port| u64::from(*port)).collect();
+    ports.sort_unstable();
+    assert_eq!(with.iter().map(|(port, _)| *port).collect::<Vec<_>>(), ports);
+}

@@ -1,0 +1,325 @@
+//! Without a daemon: real sockets, real namespaces, real processes, one look.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's failure is a panic"
+)]
+
+mod common;
+
+use std::io::{IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use common::{
+    NamedNetns, Tree, alone, claims, eventually, holder, holders, ip, json, open_directory, program, run,
+};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use serde_json::Value;
+
+#[track_caller]
+fn who_holds(port: u16) -> Value {
+    json(alone().args(["who-holds", &port.to_string()])).1
+}
+
+#[track_caller]
+fn only_claim(document: &Value) -> &Value {
+    let claims = document["claims"].as_array().unwrap();
+    assert_eq!(claims.len(), 1, "{document:#}");
+    &claims[0]
+}
+
+#[test]
+fn a_listener_is_told_with_its_process() {
+    let tree = Tree::holder(&["tcp:127.0.0.1:0"]);
+    let document = who_holds(tree.it().port());
+    let claim = only_claim(&document);
+    assert_eq!((&claim["kind"], &claim["state"]), (&"listener".into(), &"LISTEN".into()));
+    assert_eq!(claim["netns"]["name"], "host");
+    let holder = &claim["holders"][0];
+    assert_eq!(holder["pid"], tree.it().pid);
+    assert_eq!(holder["cwd"], std::env::current_dir().unwrap().to_str().unwrap());
+    assert_eq!(holder["cmdline"][1], "it");
+    assert_eq!(holder["ancestry"][0]["pid"], std::process::id());
+    assert!(holder["exe"].as_str().unwrap().ends_with("/holder"));
+    assert!(holder["start_time"].is_string());
+    assert_eq!(claim["since"], Value::Null, "one look does not know since when");
+}
+
+#[test]
+fn udp_bound_and_dual_stack_are_all_seen() {
+    let tree = Tree::holder(&["udp:[::1]:0", "bound:127.0.0.1:0", "tcp:[::]:0"]);
+    let ports = tree.it().ports.clone();
+    let udp = who_holds(ports[0]);
+    assert_eq!(
+        (&only_claim(&udp)["kind"], &only_claim(&udp)["protocol"]),
+        (&"listener".into(), &"udp".into())
+    );
+    let bound = who_holds(ports[1]);
+    if doctor_lists_bound_sockets() {
+        assert_eq!(only_claim(&bound)["kind"], "bound");
+    }
+    let (code, dual) = json(alone().args(["who-holds", &format!("127.0.0.1:{}", ports[2])]));
+    assert_eq!(
+        (code, &only_claim(&dual)["address"]),
+        (0, &"::".into()),
+        "a dual-stack wildcard takes IPv4 too"
+    );
+}
+
+fn doctor_lists_bound_sockets() -> bool {
+    let (_, document) = json(alone().arg("doctor"));
+    document["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|check| check["name"] == "bound sockets" && check["ok"] == true)
+}
+
+#[test]
+fn a_connections_own_port_and_its_time_wait_are_claims() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let port = client.local_addr().unwrap().port();
+    let connected = who_holds(port);
+    let claim = only_claim(&connected);
+    assert_eq!(claim["kind"], "connection");
+    assert_eq!(claim["peer"]["port"], listener.local_addr().unwrap().port());
+    assert_eq!(holders(claim), [std::process::id()]);
+    let (mut server, _) = listener.accept().unwrap();
+    // Who closes first has the TIME_WAIT.
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    server.read_to_end(&mut Vec::new()).unwrap();
+    drop(server);
+    client.read_to_end(&mut Vec::new()).unwrap();
+    drop(client);
+    let waiting = eventually("the client's port is in TIME_WAIT", || {
+        let document = who_holds(port);
+        (!claims(&document, "kind", "time_wait").is_empty()).then_some(document)
+    });
+    let claim = only_claim(&waiting);
+    assert_eq!(claim["owner"]["type"], "kernel");
+    assert!(claim["expires_ms"].as_u64().unwrap() <= 60_000);
+    let advice = waiting["advice"][0].as_str().unwrap();
+    assert!(advice.contains("SO_REUSEADDR"), "{advice}");
+}
+
+#[test]
+fn every_process_that_inherited_the_socket_is_a_holder() {
+    let child = holder();
+    let tree = Tree::start(
+        Command::new(holder()).args(["parent", "tcp-inherit:127.0.0.1:0", "--"]).arg(child).arg("child"),
+        &["parent", "child"],
+    );
+    let document = who_holds(tree.get("parent").port());
+    let mut expected = vec![tree.get("parent").pid, tree.get("child").pid];
+    expected.sort_unstable();
+    assert_eq!(holders(only_claim(&document)), expected);
+}
+
+#[test]
+fn a_process_that_was_handed_the_socket_is_a_holder() {
+    let directory = open_directory();
+    let path = directory.path().join("hand-over");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = Command::new(holder());
+    command.arg("it").arg(format!("receive:{}", path.display()));
+    let sender = std::thread::scope(|scope| {
+        let started = scope.spawn(|| Tree::start(&mut command, &["it"]));
+        let stream = eventually("the holder waits for the descriptor", || UnixStream::connect(&path).ok());
+        send(&stream, &listener);
+        started.join().unwrap()
+    });
+    let document = who_holds(listener.local_addr().unwrap().port());
+    let mut expected = vec![std::process::id(), sender.it().pid];
+    expected.sort_unstable();
+    assert_eq!(holders(only_claim(&document)), expected);
+}
+
+fn send(stream: &UnixStream, listener: &TcpListener) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [listener.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    rustix::net::sendmsg(stream, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+}
+
+#[test]
+fn a_job_is_named_by_the_variables_of_its_processes() {
+    let tree = Tree::start(
+        Command::new(holder())
+            .args(["it", "tcp:127.0.0.1:0"])
+            .env("RUNNER_TRACKING_ID", "github_one-look")
+            .env("GITHUB_JOB", "test")
+            .env("GITHUB_REPOSITORY", "envoyproxy/gateway")
+            .env("GITHUB_RUN_ID", "991"),
+        &["it"],
+    );
+    let document = who_holds(tree.it().port());
+    let job = &only_claim(&document)["job"];
+    assert_eq!((&job["ci"], &job["id"]), (&"github".into(), &"github_one-look".into()));
+    assert_eq!((&job["name"], &job["run"]), (&"test".into(), &"991".into()));
+    assert_eq!(job["repository"], "envoyproxy/gateway");
+}
+
+#[test]
+fn hostile_names_stay_text() {
+    let directory = open_directory();
+    let evil = program(&directory, "e\u{1b}[31m\nvil\u{9b}");
+    let tree =
+        Tree::start(Command::new(evil).args(["it", "tcp:127.0.0.1:0", "env:A=\u{1b}]0;x\u{7}"]), &["it"]);
+    let port = tree.it().port().to_string();
+    for arguments in [vec!["who-holds", port.as_str()], vec!["list"]] {
+        let (_, text, stderr) = run(alone().args(&arguments));
+        assert!(text.contains("e\\x1b[31m\\nvil"), "{text}");
+        for c in text.chars().chain(stderr.chars()) {
+            assert!(c == '\n' || !c.is_control(), "{c:?} in {text}");
+        }
+    }
+    assert_eq!(only_claim(&who_holds(tree.it().port()))["holders"][0]["pid"], tree.it().pid);
+}
+
+#[test]
+fn a_command_line_that_is_not_utf8_is_replaced_visibly() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let tree = Tree::start(
+        Command::new(holder()).args(["it", "tcp:127.0.0.1:0"]).arg(OsStr::from_bytes(b"env:A=\xff\xfe")),
+        &["it"],
+    );
+    let document = who_holds(tree.it().port());
+    assert_eq!(only_claim(&document)["holders"][0]["cmdline"][3], "env:A=\u{fffd}\u{fffd}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn every_kind_of_namespace_is_looked_into() {
+    let named = NamedNetns::new("named");
+    let in_named = Tree::start(named.command(holder()).args(["it", "tcp:0.0.0.0:0"]), &["it"]);
+    let claim = only_claim(&who_holds(in_named.it().port())).clone();
+    assert_eq!(
+        (&claim["netns"]["name"], &claim["netns"]["inode"]),
+        (&named.0.as_str().into(), &named.inode().into())
+    );
+
+    let in_unnamed =
+        Tree::start(Command::new("unshare").arg("-n").arg(holder()).args(["it", "udp:0.0.0.0:0"]), &["it"]);
+    let claim = only_claim(&who_holds(in_unnamed.it().port())).clone();
+    assert_eq!(claim["netns"]["name"], Value::Null);
+    assert_eq!(claim["netns"]["kept_by"], format!("process {}", in_unnamed.it().pid));
+
+    let by_descriptor = Tree::holder(&["netns-tcp:0.0.0.0:0"]);
+    let claim = only_claim(&who_holds(by_descriptor.it().port())).clone();
+    assert!(claim["netns"]["kept_by"].as_str().unwrap().starts_with("fd "), "{claim:#}");
+    assert_eq!(holders(&claim), [by_descriptor.it().pid]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_kept_by_its_mount_alone_is_looked_into() {
+    let netns = NamedNetns::new("empty");
+    let (code, document) = json(alone().args(["who-holds", "8081", "--netns", &netns.0]));
+    assert_eq!((code, &document["looked"]["netns"]), (1, &1.into()), "{document:#}");
+    let inode = netns.inode().to_string();
+    assert_eq!(run(alone().args(["who-holds", "8081", "--netns", &inode])).0, 1);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_same_port_in_two_namespaces_is_two_claims() {
+    let netns = NamedNetns::new("twice");
+    let here = Tree::holder(&["tcp:127.0.0.1:0"]);
+    let port = here.it().port();
+    let there = Tree::start(netns.command(holder()).args(["it", &format!("tcp:0.0.0.0:{port}")]), &["it"]);
+    let document = who_holds(port);
+    let found: Vec<Vec<u32>> = document["claims"].as_array().unwrap().iter().map(holders).collect();
+    assert_eq!(found, [vec![here.it().pid], vec![there.it().pid]], "the own namespace comes first");
+    let pid = format!("PID:{}", there.it().pid);
+    let (_, narrowed) = json(alone().args(["who-holds", &port.to_string(), "--netns", &pid]));
+    assert_eq!(holders(only_claim(&narrowed)), [there.it().pid]);
+    let (_, list) = json(alone().arg("list"));
+    let listed = list["claims"].as_array().unwrap().iter().filter(|claim| claim["port"] == port).count();
+    assert_eq!(listed, 2);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_socket_bound_to_an_interface_names_it() {
+    let netns = NamedNetns::new("device");
+    ip(&["-n", &netns.0, "link", "set", "lo", "up"]);
+    let Ok(mut child) = netns
+        .command("python3")
+        .args(["-c", "import socket,sys\ns=socket.socket()\ns.setsockopt(1,25,b'lo')\ns.bind(('127.0.0.1',0))\ns.listen()\nprint(s.getsockname()[1],flush=True)\nsys.stdin.read()"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+    else {
+        panic!("python3 is needed");
+    };
+    let mut port = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut port)
+        .unwrap();
+    let document = who_holds(port.trim().parse().unwrap());
+    assert_eq!(only_claim(&document)["interface"], "lo");
+    drop(child.stdin.take());
+    child.wait().unwrap();
+}
+
+#[test]
+#[ignore = "needs root, to become another user"]
+fn an_unprivileged_user_sees_part_and_is_told_which_and_why() {
+    let directory = open_directory();
+    let sniffer = directory.path().join("sniffer");
+    std::fs::copy(common::SNIFFER, &sniffer).unwrap();
+    let tree = Tree::holder(&["tcp:127.0.0.1:0"]);
+    let netns = NamedNetns::new("closed");
+    let inside = Tree::start(netns.command(holder()).args(["it", "tcp:0.0.0.0:0"]), &["it"]);
+    let as_nobody = || {
+        let mut command = Command::new(&sniffer);
+        command.uid(65_534).gid(65_534).env("SNIFFER_SOCKET", "/nonexistent").current_dir("/");
+        command
+    };
+    let (code, document) = json(as_nobody().args(["who-holds", &tree.it().port().to_string()]));
+    assert_eq!(code, 0, "the socket itself is visible");
+    let claim = only_claim(&document);
+    assert_eq!((&claim["holders"], &claim["owner"]["type"]), (&Value::Array(vec![]), &"unknown".into()));
+    let incomplete = document["incomplete"].to_string();
+    assert!(incomplete.contains("open files of") && incomplete.contains("run as root"), "{incomplete}");
+    let (code, text, _) = run(as_nobody().args(["who-holds", &inside.it().port().to_string()]));
+    assert_eq!(code, 1);
+    assert!(text.contains("nobody that could be seen") && text.contains("could not be entered"), "{text}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn processes_and_namespaces_that_vanish_in_the_middle_hurt_nobody() {
+    let churn = std::thread::spawn(|| {
+        for _ in 0..30 {
+            let netns = NamedNetns::new("churn");
+            let _ = netns.command("true").status();
+        }
+    });
+    while !churn.is_finished() {
+        let (code, document) = json(alone().arg("list"));
+        assert!(code == 0 || code == 1);
+        assert_eq!(
+            document["incomplete"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|gap| gap.to_string().contains("namespace"))
+                .count(),
+            0,
+            "{}",
+            document["incomplete"]
+        );
+    }
+    churn.join().unwrap();
+}
