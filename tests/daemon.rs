@@ -46,6 +46,16 @@ fn verdict(daemon: &Daemon, port: u16) -> (String, Value) {
     (claim["verdict"].as_str().unwrap_or("none").to_owned(), claim.clone())
 }
 
+/// The ports that `sniffer leaks` names. Other tests' processes may be among them; the exit code always fits.
+#[track_caller]
+fn leaked(daemon: &Daemon) -> Vec<u64> {
+    let (code, leaks) = json(&mut daemon.ask(&["leaks"]));
+    let ports: Vec<u64> =
+        leaks["claims"].as_array().unwrap().iter().map(|claim| claim["port"].as_u64().unwrap()).collect();
+    assert_eq!(code, i32::from(!ports.is_empty()));
+    ports
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_listener_that_outlives_its_github_job_is_a_leak_everywhere_it_can_be_asked() {
@@ -58,7 +68,7 @@ fn a_listener_that_outlives_its_github_job_is_a_leak_everywhere_it_can_be_asked(
     let (healthy, claim) = verdict(&daemon, port);
     assert_eq!(healthy, "healthy", "{claim:#}");
     assert_eq!((&claim["job"]["state"], &claim["job"]["name"]), (&"running".into(), &"coverage-test".into()));
-    assert_eq!(run(&mut daemon.ask(&["leaks"])).0, 0, "nothing has leaked yet");
+    assert!(!leaked(&daemon).contains(&port.into()), "it has not leaked yet");
 
     tree.get("worker").kill();
     let claim = eventually("the server is a leak", || {
@@ -67,18 +77,14 @@ fn a_listener_that_outlives_its_github_job_is_a_leak_everywhere_it_can_be_asked(
     });
     assert_eq!((&claim["job"]["state"], claim["job"]["ended"].is_string()), (&"ended".into(), true));
     assert!(claim["reason"].as_str().unwrap().contains("grace 300ms"), "{}", claim["reason"]);
-    let (code, leaks) = json(&mut daemon.ask(&["leaks"]));
-    assert_eq!((code, &leaks["claims"][0]["port"]), (1, &port.into()));
+    assert!(leaked(&daemon).contains(&port.into()));
     let text = run(&mut daemon.ask(&["who-holds", &port.to_string()])).1;
     assert!(text.contains("LEAKED") && text.contains(&format!("kill {}", tree.get("server").pid)), "{text}");
-    eventually("the metric is set", || {
-        daemon.metric("sniffer_leaked_listeners{ci=\"github\"}").filter(|v| *v == 1.0)
-    });
-    let (_, metrics) = daemon.get("/metrics").unwrap();
     let info = format!(
         "sniffer_leaked_listener_info{{ci=\"github\",comm=\"provider.test\",job=\"coverage-test\",netns=\"host\",port=\"{port}\",protocol=\"tcp\",repository=\"envoyproxy/gateway\"}} 1"
     );
-    assert!(metrics.contains(&info), "{metrics}");
+    eventually("the metric is there", || daemon.get("/metrics").filter(|(_, text)| text.contains(&info)));
+    assert!(daemon.metric("sniffer_leaked_listeners{ci=\"github\"}") >= Some(1.0));
     let log = daemon.log();
     let line = log.lines().find(|line| line.contains("event=\"leak\"")).expect("a log line");
     for field in
@@ -88,12 +94,14 @@ fn a_listener_that_outlives_its_github_job_is_a_leak_everywhere_it_can_be_asked(
     }
 
     tree.get("server").kill();
-    eventually("the leak resolves", || {
-        daemon.metric("sniffer_leaked_listeners{ci=\"github\"}").filter(|v| *v == 0.0)
-    });
-    assert_eq!(daemon.metric("sniffer_leaks_total{ci=\"github\"}"), Some(1.0));
-    assert!(daemon.log().contains("event=\"leak_resolved\""));
-    assert_eq!(run(&mut daemon.ask(&["leaks"])).0, 0);
+    eventually("the metric goes", || daemon.get("/metrics").filter(|(_, text)| !text.contains(&info)));
+    assert!(daemon.metric("sniffer_leaks_total{ci=\"github\"}") >= Some(1.0));
+    let resolved = daemon
+        .log()
+        .lines()
+        .any(|line| line.contains("leak_resolved") && line.contains(&format!("port={port}")));
+    assert!(resolved, "{}", daemon.log());
+    assert!(!leaked(&daemon).contains(&port.into()));
 }
 
 #[test]
@@ -217,7 +225,7 @@ fn an_exempt_program_is_said_to_be_exempt_and_is_no_leak() {
     });
     assert_eq!(claim["verdict"], "exempt");
     assert!(claim["reason"].as_str().unwrap().contains("sccache"));
-    assert_eq!(run(&mut daemon.ask(&["leaks"])).0, 0);
+    assert!(!leaked(&daemon).contains(&tree.get("server").port().into()));
 }
 
 #[test]

@@ -184,7 +184,7 @@ impl Engine {
             ProcessEvent::Renamed { pid, comm } => self.processes.renamed(pid, comm),
             ProcessEvent::Exited { pid } => {
                 self.ports.unsettle(pid);
-                self.processes.exited(pid);
+                self.processes.exited(pid, now);
                 let change = self.jobs.exited(pid, now);
                 self.note_jobs(change);
             }
@@ -290,7 +290,8 @@ impl Engine {
     pub fn findings(&mut self, findings: &Findings) {
         self.counters.looked(findings);
         for process in &findings.processes {
-            if self.processes.start(process.id.pid) != Some(process.id.start) {
+            let known = self.processes.start(process.id.pid) == Some(process.id.start);
+            if !known && !self.processes.is_newer(process.id.pid, findings.taken_at) {
                 self.meet(process.clone(), findings.taken_at);
             }
         }

@@ -56,12 +56,17 @@ pub(super) struct ProcessTable {
     records: HashMap<u32, Record>,
     /// The other direction of [`Record::ppid`].
     children: HashMap<u32, HashSet<u32>>,
+    /// Ends since the last list: a reading taken before one must not bring its process back.
+    ended: HashMap<u32, Timestamp>,
 }
 
 impl ProcessTable {
     /// A process was made: it is its parent's copy, job included.
     pub(super) fn forked(&mut self, parent: u32, child: u32, now: Timestamp) {
-        let Some(of_parent) = self.records.get(&parent) else { return };
+        let Some(of_parent) = self.records.get(&parent) else {
+            // Whoever had this pid before has ended unseen; what it left must not be taken for the child's.
+            return self.exited(child, now);
+        };
         let record = Record {
             start: None,
             ppid: parent,
@@ -118,7 +123,7 @@ impl ProcessTable {
         };
         let reused = known.is_none() && self.records.contains_key(&id.pid);
         if reused {
-            self.exited(id.pid);
+            self.exited(id.pid, now);
         }
         self.insert(id.pid, record);
         if reused { Pid::Reused } else { Pid::Kept }
@@ -141,7 +146,8 @@ impl ProcessTable {
     }
 
     /// A process ended.
-    pub(super) fn exited(&mut self, pid: u32) {
+    pub(super) fn exited(&mut self, pid: u32, now: Timestamp) {
+        self.ended.insert(pid, now);
         let Some(record) = self.records.remove(&pid) else { return };
         self.leave(record.ppid, pid);
         // Orphans go to pid 1 (or a subreaper, which the next reading tells): never to whoever gets this pid next.
@@ -153,17 +159,19 @@ impl ProcessTable {
         }
     }
 
-    /// Whether something was told of this process after that moment.
+    /// Whether something was told of this process after that moment, its end included.
     pub(super) fn is_newer(&self, pid: u32, than: Timestamp) -> bool {
-        self.records.get(&pid).is_some_and(|record| record.touched >= than)
+        let told = self.records.get(&pid).map(|record| &record.touched).or(self.ended.get(&pid));
+        told.is_some_and(|told| *told >= than)
     }
 
     /// Forgets those that were no longer alive at that moment; answers who they were.
     pub(super) fn keep_only(&mut self, alive: &HashSet<u32>, at: Timestamp) -> Vec<u32> {
         let gone = |pid: &u32| !alive.contains(pid) && !self.is_newer(*pid, at);
         let gone: Vec<u32> = self.records.keys().copied().filter(gone).collect();
+        self.ended.retain(|_, ended| *ended >= at);
         for pid in &gone {
-            self.exited(*pid);
+            self.exited(*pid, at);
         }
         gone
     }
@@ -370,8 +378,8 @@ mod tests {
         let mut table = table();
         table.forked(10, 11, NOW);
         table.forked(11, 12, NOW);
-        table.exited(11);
-        table.exited(10);
+        table.exited(11, NOW);
+        table.exited(10, NOW);
         let _ = table.read(literal(12, 1, "server"), None, NOW);
         assert_eq!(table.job(12), Some(&job("a")));
         assert_eq!(table.lineage(12).iter().map(|kin| kin.id.pid).collect::<Vec<_>>(), [12, 1]);
@@ -441,5 +449,13 @@ mod tests {
         let gone = table.keep_only(&HashSet::from([1]), Timestamp::from_second(5).unwrap());
         assert_eq!(gone, [10]);
         assert!(table.program(11).is_some(), "born after the list was taken");
+    }
+
+    #[test]
+    fn a_reading_from_before_its_end_brings_no_process_back() {
+        let mut table = table();
+        table.exited(10, Timestamp::from_second(7).unwrap());
+        assert!(table.is_newer(10, Timestamp::from_second(5).unwrap()));
+        assert!(!table.is_newer(10, Timestamp::from_second(8).unwrap()));
     }
 }
