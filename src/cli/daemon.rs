@@ -36,7 +36,7 @@ pub(super) fn run(config: Option<&Path>) -> Result<u8, Failure> {
     let settings = config::load(config).map_err(|error| mistakes(&error))?;
     log();
     for note in settings.not_yet() {
-        tracing::warn!("{note}");
+        tracing::info!("{note}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -132,6 +132,12 @@ impl Settings {
                 "watch.events = \"ebpf\": this version has no BPF source; process events are used".to_owned(),
             );
         }
+        if self.nat {
+            sentences.push("watch.nat: this version does not read NAT rules".to_owned());
+        }
+        if self.history.is_some() {
+            sentences.push("history.path: this version keeps no history".to_owned());
+        }
         if !self.alerts.is_empty() {
             sentences.push(format!(
                 "{} alert receivers are configured: this version sends no alerts, it logs leaks and exports metrics",
