@@ -16,6 +16,7 @@ use super::{ANSWERED, Failure, environment};
 use crate::config::{self, ConfigError, Events, Settings};
 use crate::engine::agent::{Agent, Outside, Watch};
 use crate::engine::{Leak, Notice, Question, Topic};
+use crate::kernel::memory;
 use crate::kernel::process::Reader;
 use crate::model::escape::Escaped;
 use crate::model::job::{Job, JobState};
@@ -35,6 +36,7 @@ const SHUTDOWN: Duration = Duration::from_millis(200);
 pub(super) fn run(config: Option<&Path>) -> Result<u8, Failure> {
     let settings = config::load(config).map_err(|error| mistakes(&error))?;
     log();
+    memory::limit_arenas();
     for note in settings.not_yet() {
         tracing::info!("{note}");
     }

@@ -1,11 +1,11 @@
 //! The daemon's loop: the one task that owns the engine. Sources send to it through one bounded queue, looks are taken on
 //! threads of their own, and outputs get copies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::answer::Unanswerable;
 use super::status::{SourceStatus, Status};
@@ -19,10 +19,8 @@ use crate::kernel::{Gap, Unreadable, clock, descriptors};
 use crate::model::answer::Answer;
 use crate::model::process::Process;
 
-/// Messages that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
-const QUEUE: usize = 8192;
-/// Questions that look at the system at the same time.
-const LOOKS_AT_ONCE: usize = 2;
+/// Messages (batches of events among them) that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
+const QUEUE: usize = 1024;
 /// Bound sockets and connections cost a walk of the kernel's whole hash table: not at every interval.
 const EVERYTHING_EVERY: Duration = Duration::from_secs(30);
 /// The pids are compared with /proc this often, though events tell of them.
@@ -33,10 +31,14 @@ const EVERYWHERE_EVERY: Duration = Duration::from_secs(60);
 const EVERYWHERE_REST: u32 = 500;
 /// Reading all descriptors because a listener has no holder may cost 1/50 of a core.
 const NEEDED_REST: u32 = 50;
-/// A look rests for this multiple of what it cost, however short the interval.
-const LOOK_REST: u32 = 20;
+/// A look rests for this multiple of what it cost, however short the interval: while processes come and go 1/20 of a core,
+const BUSY_REST: u32 = 20;
+/// and while nothing happens 1/200.
+const QUIET_REST: u32 = 200;
 /// Verdicts that time alone will change are judged again this often.
 const JUDGE_EVERY: Duration = Duration::from_millis(200);
+/// The status is made anew at least this often.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// An answer that takes longer is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -55,7 +57,7 @@ pub mod source {
 /// What reaches the loop.
 #[derive(Debug)]
 enum Message {
-    Event(ProcessEvent, Option<Box<Process>>),
+    Events(Vec<(ProcessEvent, Option<Box<Process>>)>),
     EventsLost,
     EventsEnded(String),
     Processes(ProcessList, Cost),
@@ -84,7 +86,7 @@ fn measured<T>(work: impl FnOnce() -> T) -> (T, Cost) {
 
 #[derive(Debug)]
 enum Purpose {
-    Interval,
+    Interval(Depth),
     Answer(Question, Reply),
 }
 
@@ -127,7 +129,6 @@ impl Agent {
             publish,
             outside,
             sources: BTreeMap::new(),
-            looks: Arc::new(Semaphore::new(LOOKS_AT_ONCE)),
             pace: Pace::default(),
             ready: false,
             waiting: Vec::new(),
@@ -171,7 +172,14 @@ impl Agent {
 struct Pace {
     looking: bool,
     listing: bool,
+    /// Whether the status says something new.
+    changed: bool,
+    next_status: Option<Instant>,
+    /// Whether processes came or went since the last look began.
+    stirred: bool,
     next_look: Option<Instant>,
+    next_busy_look: Option<Instant>,
+    plain_cost: Duration,
     next_everything: Option<Instant>,
     next_everywhere: Option<Instant>,
     next_needed: Option<Instant>,
@@ -192,7 +200,6 @@ struct Loop<O> {
     publish: watch::Sender<Arc<Status>>,
     outside: O,
     sources: BTreeMap<&'static str, SourceStatus>,
-    looks: Arc<Semaphore>,
     pace: Pace,
     ready: bool,
     /// Asked before the first look was done.
@@ -246,9 +253,12 @@ impl<O: Outside> Loop<O> {
     fn take(&mut self, message: Message) {
         let now = self.reader.clock.now();
         match message {
-            Message::Event(event, read) => {
-                self.source(source::PROC).events += 1;
-                self.engine.event(event, read.map(|process| *process), now);
+            Message::Events(events) => {
+                self.source(source::PROC).events += events.len() as u64;
+                self.stir();
+                for (event, read) in events {
+                    self.engine.event(event, read.map(|process| *process), now);
+                }
             }
             Message::EventsLost => {
                 self.source(source::PROC).lost += 1;
@@ -279,6 +289,19 @@ impl<O: Outside> Loop<O> {
         self.look(plan, Purpose::Answer(question, reply));
     }
 
+    /// Something happened: a look that rests because nothing did is due after the shorter rest.
+    fn stir(&mut self) {
+        if !std::mem::replace(&mut self.pace.stirred, true) {
+            self.pace.next_look = self.pace.next_look.min(self.pace.next_busy_look);
+        }
+    }
+
+    /// Without events nobody knows whether anything happens.
+    fn rest(&self) -> u32 {
+        let events = self.sources.get(source::PROC).is_some_and(|status| status.up);
+        if events && !self.pace.stirred { QUIET_REST } else { BUSY_REST }
+    }
+
     fn source(&mut self, name: &'static str) -> &mut SourceStatus {
         self.sources.entry(name).or_default()
     }
@@ -289,8 +312,8 @@ impl<O: Outside> Loop<O> {
         // Without events the list is all there is: it is read before every look.
         let rest = if events { PROCESSES_EVERY } else { self.watch.interval };
         let now = Instant::now();
-        self.pace.next_processes = Some(now + rest.max(cost.cpu * LOOK_REST));
-        self.pace.next_wanted_list = Some(now + self.watch.interval.max(cost.cpu * LOOK_REST));
+        self.pace.next_processes = Some(now + rest.max(cost.cpu * self.rest()));
+        self.pace.next_wanted_list = Some(now + self.watch.interval.max(cost.cpu * BUSY_REST));
         let status = self.source(source::PROCESSES);
         status.why = list.gaps.iter().find(|gap| matches!(gap, Gap::Processes(_))).map(ToString::to_string);
         (status.up, status.took) = (status.why.is_none(), Some(cost.took));
@@ -301,11 +324,19 @@ impl<O: Outside> Loop<O> {
     }
 
     fn looked(&mut self, findings: Result<Box<Findings>, Unreadable>, cost: Cost, purpose: Purpose) {
-        if let Purpose::Interval = purpose {
+        if let Purpose::Interval(depth) = purpose {
             self.pace.looking = false;
-            self.pace.next_look = Some(
-                Instant::now() + self.watch.interval.saturating_sub(cost.took).max(cost.cpu * LOOK_REST),
-            );
+            let thorough =
+                depth == Depth::Everything || findings.as_ref().is_ok_and(|seen| seen.read_everywhere);
+            if !thorough {
+                self.pace.plain_cost = cost.cpu;
+            }
+            // The thorough looks have a rest of their own: the plain ones go on.
+            let due_after =
+                |rest| self.watch.interval.saturating_sub(cost.took).max(self.pace.plain_cost * rest);
+            let (busy, next) = (due_after(BUSY_REST), due_after(self.rest()));
+            self.pace.next_busy_look = Some(Instant::now() + busy);
+            self.pace.next_look = Some(Instant::now() + next);
         }
         let findings = match findings {
             Ok(findings) => findings,
@@ -319,6 +350,7 @@ impl<O: Outside> Loop<O> {
             }
         };
         self.engine.findings(&findings);
+        self.pace.changed = true;
         if findings.read_everywhere {
             let now = Instant::now();
             self.pace.next_needed = Some(now + cost.cpu * NEEDED_REST);
@@ -327,7 +359,11 @@ impl<O: Outside> Loop<O> {
             (status.up, status.took) = (true, Some(cost.took));
         }
         match purpose {
-            Purpose::Interval => {
+            Purpose::Interval(depth) => {
+                if depth == Depth::Everything {
+                    let rest = EVERYTHING_EVERY.max(cost.cpu * EVERYWHERE_REST);
+                    self.pace.next_everything = Some(Instant::now() + rest);
+                }
                 let status = self.source(source::SOCKETS);
                 (status.up, status.why, status.took) = (true, None, Some(cost.took));
                 self.ready = true;
@@ -357,11 +393,15 @@ impl<O: Outside> Loop<O> {
                 self.engine.judge(self.reader.clock.now());
             }
             for notice in self.engine.take_notices() {
+                self.pace.changed = true;
                 self.outside.notice(&notice);
             }
+            self.outside.alive();
+        }
+        if self.pace.changed || due(self.pace.next_status, now) {
+            (self.pace.changed, self.pace.next_status) = (false, Some(now + STATUS_EVERY));
             let status = Status { ready: self.ready, sources: self.sources.clone(), ..self.engine.status() };
             self.publish.send_replace(Arc::new(status));
-            self.outside.alive();
         }
     }
 
@@ -379,12 +419,8 @@ impl<O: Outside> Loop<O> {
     fn take_interval_look(&mut self) {
         let now = Instant::now();
         self.pace.looking = true;
-        let depth = if due(self.pace.next_everything, now) {
-            self.pace.next_everything = Some(now + EVERYTHING_EVERY);
-            Depth::Everything
-        } else {
-            Depth::Listeners
-        };
+        self.pace.stirred = false;
+        let depth = if due(self.pace.next_everything, now) { Depth::Everything } else { Depth::Listeners };
         let everywhere = if due(self.pace.next_everywhere, now) {
             Everywhere::Always
         } else if due(self.pace.next_needed, now) {
@@ -395,17 +431,12 @@ impl<O: Outside> Loop<O> {
         // Nobody waits for the later ones: one core is enough.
         let threads = if self.ready { 1 } else { descriptors::all_cores() };
         let plan = self.engine.plan(depth, everywhere, threads);
-        self.look(plan, Purpose::Interval);
+        self.look(plan, Purpose::Interval(depth));
     }
 
     fn look(&self, plan: Plan, purpose: Purpose) {
-        let (reader, messages, looks) =
-            (Arc::clone(&self.reader), self.messages.clone(), Arc::clone(&self.looks));
+        let (reader, messages) = (Arc::clone(&self.reader), self.messages.clone());
         tokio::spawn(async move {
-            let _turn = match purpose {
-                Purpose::Interval => None,
-                Purpose::Answer(..) => looks.acquire().await.ok(),
-            };
             let looked =
                 tokio::task::spawn_blocking(move || measured(|| look::look(&plan, &reader).map(Box::new)));
             let (findings, cost) = looked.await.unwrap_or_else(|error| {
@@ -423,13 +454,9 @@ struct Stopped;
 fn forward(mut events: ProcEvents, reader: &Reader, messages: &mpsc::Sender<Message>) {
     loop {
         let sent = match events.receive_some() {
-            Ok(some) => some.into_iter().try_for_each(|event| {
-                let read = match event {
-                    ProcessEvent::Execed { pid } => reader.read(pid).ok().map(Box::new),
-                    _ => None,
-                };
-                messages.blocking_send(Message::Event(event, read)).map_err(|_| Stopped)
-            }),
+            Ok(some) => {
+                messages.blocking_send(Message::Events(with_readings(some, reader))).map_err(|_| Stopped)
+            }
             Err(error) if means_lost(&error) => {
                 messages.blocking_send(Message::EventsLost).map_err(|_| Stopped)
             }
@@ -443,4 +470,25 @@ fn forward(mut events: ProcEvents, reader: &Reader, messages: &mpsc::Sender<Mess
             return;
         }
     }
+}
+
+/// Adds to each exec what can be read of the process, unless it has ended within the same batch.
+fn with_readings(events: Vec<ProcessEvent>, reader: &Reader) -> Vec<(ProcessEvent, Option<Box<Process>>)> {
+    let ended: HashSet<u32> = events
+        .iter()
+        .filter_map(|event| match event {
+            ProcessEvent::Exited { pid } => Some(*pid),
+            _ => None,
+        })
+        .collect();
+    events
+        .into_iter()
+        .map(|event| {
+            let read = match event {
+                ProcessEvent::Execed { pid } if !ended.contains(&pid) => reader.read(pid).ok().map(Box::new),
+                _ => None,
+            };
+            (event, read)
+        })
+        .collect()
 }

@@ -113,6 +113,10 @@ pub struct Leak {
     pub reason: String,
 }
 
+fn on_port(entry: &Entry, ports: Option<&RangeInclusive<u16>>) -> bool {
+    ports.is_none_or(|ports| ports.contains(&entry.socket.port))
+}
+
 /// A job named by a process's variables, with the system that recognised it.
 type Recognised = (Arc<dyn System>, JobFacts);
 
@@ -402,7 +406,7 @@ impl Engine {
                 .filter(|entry| entry.settled)
                 .map(|entry| entry.socket.key)
                 .collect(),
-            candidates: self.candidates(None),
+            candidates: self.candidates(|entry| !entry.settled),
             first,
             everywhere,
             connections: false,
@@ -421,7 +425,7 @@ impl Engine {
         let search = match self.watching {
             Watching::Once => Search::unprepared(),
             Watching::Continuously => Search {
-                candidates: self.candidates(ports.as_ref()),
+                candidates: self.candidates(|entry| on_port(entry, ports.as_ref())),
                 first: self.likely_holders(ports.as_ref()),
                 everywhere: Everywhere::WhenNeeded,
                 ..Search::unprepared()
@@ -462,14 +466,10 @@ impl Engine {
     }
 
     /// Who had each socket open, and whoever descends from them: one readlink each tells who still has.
-    fn candidates(&self, ports: Option<&RangeInclusive<u16>>) -> HashMap<SocketKey, Vec<Descriptor>> {
+    fn candidates(&self, wanted: impl Fn(&Entry) -> bool) -> HashMap<SocketKey, Vec<Descriptor>> {
         self.ports
             .entries()
-            .filter(|entry| !entry.holders.is_empty())
-            .filter(|entry| match ports {
-                Some(ports) => ports.contains(&entry.socket.port),
-                None => !entry.settled,
-            })
+            .filter(|entry| !entry.holders.is_empty() && wanted(entry))
             .map(|entry| {
                 let heirs = entry.holders.iter().flat_map(|held| {
                     let descendants = self.processes.descendants(held.pid);

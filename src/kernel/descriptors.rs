@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat, readlinkat_raw};
 
-use super::{Gap, Unreadable};
+use super::{Gap, Unreadable, process};
 
 /// Entries of a directory come in blocks of this size; 200 descriptors fit into one.
 const DIRECTORY_BYTES: usize = 16 * 1024;
@@ -90,6 +90,8 @@ fn scan_some(pids: &[u32], wanted: Option<&HashSet<u32>>, next: &AtomicUsize) ->
         match scan_process(*pid, wanted, &mut buffer, &mut scan) {
             Ok(()) => scan.read += 1,
             Err(Unreadable::Vanished) => {}
+            // A process that is being reaped refuses before it vanishes.
+            Err(_) if process::glance(*pid) == Err(Unreadable::Vanished) => {}
             Err(Unreadable::Denied | Unreadable::Malformed(_)) if *pid == 1 => scan.denied_init = true,
             Err(Unreadable::Denied | Unreadable::Malformed(_)) => scan.denied += 1,
         }

@@ -268,12 +268,13 @@ impl Look<'_> {
             Describe::Only(keys) => keys.contains(key),
             Describe::Everybody => true,
         };
-        let described = found
-            .by_socket
-            .iter()
-            .filter(|(key, _)| wanted(key))
-            .flat_map(|(_, holders)| holders)
-            .map(|held| (*held, reader.describe(held.pid, held.fd)))
+        let shown = found.by_socket.iter().filter(|(key, _)| wanted(key)).flat_map(|(_, holders)| holders);
+        let mut by_pid: HashMap<u32, Holder> = HashMap::new();
+        let described = shown
+            .map(|held| {
+                let holder = by_pid.entry(held.pid).or_insert_with(|| reader.describe(held.pid, held.fd));
+                (*held, Holder { fd: held.fd, ..holder.clone() })
+            })
             .collect();
         Findings {
             taken_at,

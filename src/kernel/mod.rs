@@ -9,6 +9,7 @@ pub mod clock;
 pub mod descriptors;
 pub mod links;
 pub mod look;
+pub mod memory;
 pub mod mounts;
 pub mod netlink;
 pub mod netns;

@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns};
 
 use super::descriptors::Descriptor;
 use super::mounts::NetnsMount;
-use super::{Gap, Unreadable};
+use super::{Gap, Unreadable, process};
 use crate::model::netns::{Netns, NetnsKey};
 
 /// Ways into one namespace to try: its processes may end meanwhile.
@@ -73,6 +73,8 @@ pub fn of_processes(pids: &[u32]) -> (Vec<(u32, u64)>, usize) {
             match inode {
                 Ok(inode) => found.push((pid, inode)),
                 Err(Unreadable::Vanished) => {}
+                // A process that is being reaped refuses before it vanishes.
+                Err(_) if process::glance(pid) == Err(Unreadable::Vanished) => {}
                 Err(Unreadable::Denied | Unreadable::Malformed(_)) => denied += 1,
             }
         }

@@ -8,7 +8,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr};
-use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_timeout};
+use rustix::net::RecvFlags;
+use rustix::net::sockopt::{
+    Timeout, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, set_socket_timeout,
+};
 
 /// `NETLINK_CONNECTOR` of linux/netlink.h.
 const NETLINK_CONNECTOR: isize = 11;
@@ -29,6 +32,8 @@ const EVENT_COMM: u32 = 0x200;
 const EVENT_EXIT: u32 = 0x8000_0000;
 /// An event takes about 1 KiB of the socket's budget: this holds some 8,000 of them.
 const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+/// Events handed on at once.
+const BATCH: usize = 256;
 /// The kernel acknowledges at once or never.
 const ACK_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -88,10 +93,11 @@ impl ProcEvents {
     pub fn subscribe() -> Result<Self, Unavailable> {
         let mut socket = Socket::new(NETLINK_CONNECTOR).map_err(Unavailable::Failed)?;
         socket.bind(&SocketAddr::new(0, CN_IDX_PROC)).map_err(refused)?;
-        // Forcing needs CAP_NET_ADMIN, which the subscription needs as well.
         let fd = as_fd(&socket);
+        // Beyond the system's limit only with CAP_NET_ADMIN; a smaller buffer loses events sooner, and says so when it does.
         set_socket_recv_buffer_size_force(fd, RECEIVE_BUFFER_BYTES)
-            .map_err(|errno| Unavailable::Denied(errno.into()))?;
+            .or_else(|_| set_socket_recv_buffer_size(fd, RECEIVE_BUFFER_BYTES))
+            .map_err(|errno| Unavailable::Failed(errno.into()))?;
         set_socket_timeout(fd, Timeout::Recv, Some(ACK_TIMEOUT))
             .map_err(|errno| Unavailable::Failed(errno.into()))?;
         socket.send(&subscription(), 0).map_err(refused)?;
@@ -103,7 +109,7 @@ impl ProcEvents {
     }
 
     fn wait_for_acknowledgement(&mut self) -> Result<(), Unavailable> {
-        match self.receive() {
+        match self.receive(RecvFlags::empty()) {
             Ok([]) => Err(Unavailable::Silent),
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Unavailable::Silent),
@@ -111,13 +117,20 @@ impl ProcEvents {
         }
     }
 
-    /// Waits for the next events. Errors: `ENOBUFS` when events were lost; anything else ends the subscription.
+    /// Waits for the next events, and takes along what else has arrived, up to a bound. Errors: `ENOBUFS` when events were
+    /// lost; anything else ends the subscription. An error after the first events shows with the next call.
     pub fn receive_some(&mut self) -> io::Result<Vec<ProcessEvent>> {
-        Ok(decode_all(self.receive()?))
+        let mut events = decode_all(self.receive(RecvFlags::empty())?);
+        while events.len() < BATCH {
+            let Ok(bytes) = self.receive(RecvFlags::DONTWAIT) else { break };
+            events.extend(decode_all(bytes));
+        }
+        Ok(events)
     }
 
-    fn receive(&mut self) -> io::Result<&[u8]> {
-        let read = self.socket.recv(&mut self.buffer.as_mut_slice(), 0)?;
+    fn receive(&mut self, flags: RecvFlags) -> io::Result<&[u8]> {
+        let flags = i32::try_from(flags.bits()).unwrap_or(0);
+        let read = self.socket.recv(&mut self.buffer.as_mut_slice(), flags)?;
         Ok(self.buffer.get(..read).unwrap_or_default())
     }
 }
@@ -134,7 +147,9 @@ fn as_fd(socket: &Socket) -> BorrowedFd<'_> {
 
 fn refused(error: io::Error) -> Unavailable {
     match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ConnectionRefused => Unavailable::Denied(error),
+        io::ErrorKind::PermissionDenied => Unavailable::Denied(error),
+        // Nobody serves the connector in a namespace that is not the first one.
+        io::ErrorKind::ConnectionRefused => Unavailable::Silent,
         _ => Unavailable::Failed(error),
     }
 }

@@ -8,9 +8,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
-use netlink_bindings::inet_diag::{BytecodeOp, BytecodeOpCode, Msg, PushRequestAttrs, ReqV2};
+use netlink_bindings::inet_diag::{BytecodeOp, BytecodeOpCode, Msg, PushRequestAttrs, Req, ReqV2};
 use netlink_bindings::utils::find_attr;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use rustix::io::Errno;
 
 use super::netlink::Dumper;
 use crate::model::netns::NetnsKey;
@@ -18,6 +19,8 @@ use crate::model::socket::{Protocol, Socket, SocketKey, SocketState};
 
 /// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// `TCPDIAG_GETSOCK` of linux/inet_diag.h: the request before families had handlers of their own; it answers for all.
+const TCPDIAG_GETSOCK: u16 = 18;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
@@ -52,36 +55,62 @@ pub struct DiagQuery {
 /// Errors: a netlink error of the socket or the dump; a short dump is always an error.
 pub fn dump(netns: NetnsKey, query: &DiagQuery) -> io::Result<Vec<Socket>> {
     let mut dumper = Dumper::open(NETLINK_SOCK_DIAG)?;
-    let mut sockets = Vec::new();
+    let mut sockets = dump_tcp(&mut dumper, netns, query)?;
     for family in [AF_INET, AF_INET6] {
-        for protocol in Protocol::ALL {
-            let request = request(family, protocol, query);
-            match dumper.dump(SOCK_DIAG_BY_FAMILY, &request, |found, payload| {
-                found.extend(decode(netns, protocol, payload));
-            }) {
-                Ok(found) => sockets.extend(found),
-                // A kernel without IPv6 (ipv6.disable=1) has no handler for it: nothing can be bound there.
-                Err(error) if family == AF_INET6 && error.raw_os_error() == Some(libc_enoent()) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        sockets.extend(dump_family(&mut dumper, netns, Protocol::Udp, family, query)?);
     }
     Ok(sockets)
 }
 
-const fn libc_enoent() -> i32 {
-    rustix::io::Errno::NOENT.raw_os_error()
+/// Both families in one walk of the kernel's table, by the older request that names none; where a kernel has dropped it,
+/// a walk for each.
+fn dump_tcp(dumper: &mut Dumper, netns: NetnsKey, query: &DiagQuery) -> io::Result<Vec<Socket>> {
+    let mut head = Req::new();
+    head.states = states(Protocol::Tcp, query.depth);
+    let request = with_ports(head.as_slice(), query);
+    let both = dumper.dump(TCPDIAG_GETSOCK, &request, |found, payload| {
+        found.extend(decode(netns, Protocol::Tcp, payload));
+    });
+    both.or_else(|_| {
+        let mut sockets = dump_family(dumper, netns, Protocol::Tcp, AF_INET, query)?;
+        sockets.extend(dump_family(dumper, netns, Protocol::Tcp, AF_INET6, query)?);
+        Ok(sockets)
+    })
 }
 
-fn request(family: u8, protocol: Protocol, query: &DiagQuery) -> Vec<u8> {
+fn dump_family(
+    dumper: &mut Dumper,
+    netns: NetnsKey,
+    protocol: Protocol,
+    family: u8,
+    query: &DiagQuery,
+) -> io::Result<Vec<Socket>> {
     let mut head = ReqV2::new();
     head.family = family;
-    (head.protocol, head.states) = match (protocol, query.depth) {
-        (Protocol::Udp, _) => (IPPROTO_UDP, STATE_ANY),
-        (Protocol::Tcp, Depth::Listeners) => (IPPROTO_TCP, STATE_LISTEN),
-        (Protocol::Tcp, Depth::Everything) => (IPPROTO_TCP, STATE_ANY),
-    };
-    let mut bytes = head.as_slice().to_vec();
+    head.protocol = if protocol == Protocol::Tcp { IPPROTO_TCP } else { IPPROTO_UDP };
+    head.states = states(protocol, query.depth);
+    let request = with_ports(head.as_slice(), query);
+    let found = dumper.dump(SOCK_DIAG_BY_FAMILY, &request, |found, payload| {
+        found.extend(decode(netns, protocol, payload));
+    });
+    match found {
+        // A kernel without IPv6 (ipv6.disable=1) has no handler for it: nothing can be bound there.
+        Err(error) if family == AF_INET6 && error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
+            Ok(Vec::new())
+        }
+        found => found,
+    }
+}
+
+fn states(protocol: Protocol, depth: Depth) -> u32 {
+    match (protocol, depth) {
+        (Protocol::Tcp, Depth::Listeners) => STATE_LISTEN,
+        _ => STATE_ANY,
+    }
+}
+
+fn with_ports(head: &[u8], query: &DiagQuery) -> Vec<u8> {
+    let mut bytes = head.to_vec();
     if let Some(ports) = &query.ports {
         PushRequestAttrs::new(&mut bytes as &mut Vec<u8>).push_bytecode(&port_filter(ports));
     }
@@ -189,6 +218,10 @@ mod tests {
             let found = dump(NETNS, &DiagQuery { ports: Some(port..=port), depth }).unwrap();
             assert_eq!(found.iter().map(|socket| socket.port).collect::<Vec<_>>(), [port], "{depth:?}");
         }
+        let six = std::net::TcpListener::bind("[::1]:0").unwrap();
+        let port6 = six.local_addr().unwrap().port();
+        let query = DiagQuery { ports: Some(port6..=port6), depth: Depth::Everything };
+        assert_eq!(dump(NETNS, &query).unwrap().len(), 1, "both families are in the answer");
         let above = port.checked_add(1).unwrap();
         let found = dump(NETNS, &DiagQuery { ports: Some(above..=above), depth: Depth::Listeners }).unwrap();
         assert!(found.iter().all(|socket| socket.port == above), "the kernel filters by port");

@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Query, State};
@@ -13,6 +15,7 @@ use axum::routing::get;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
 
 use crate::engine::agent::Agent;
 use crate::engine::{Question, Topic, Unanswerable};
@@ -34,6 +37,18 @@ pub struct Refusal {
     pub error: String,
 }
 
+/// Questions that are answered at the same time: a look takes both cores of a small host, an answer may be large.
+const ANSWERS_AT_ONCE: usize = 2;
+/// Whoever waits longer for a turn is told so.
+const TURN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The agent, and whose turn it is to ask it.
+#[derive(Debug, Clone)]
+struct Desk {
+    agent: Agent,
+    turns: Arc<Semaphore>,
+}
+
 /// Routes of the control socket.
 pub fn router(agent: Agent) -> Router {
     Router::new()
@@ -49,13 +64,13 @@ pub fn router(agent: Agent) -> Router {
         .method_not_allowed_fallback(|| async {
             refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered".to_owned())
         })
-        .with_state(agent)
+        .with_state(Desk { agent, turns: Arc::new(Semaphore::new(ANSWERS_AT_ONCE)) })
 }
 
 type Asked = Result<Query<Parameters>, axum::extract::rejection::QueryRejection>;
 
-async fn who_holds(State(agent): State<Agent>, parameters: Asked) -> Response {
-    answer(agent, parameters, |target| match target {
+async fn who_holds(State(desk): State<Desk>, parameters: Asked) -> Response {
+    answer(desk, parameters, |target| match target {
         Some(text) => text
             .parse()
             .map(Topic::Target)
@@ -65,16 +80,16 @@ async fn who_holds(State(agent): State<Agent>, parameters: Asked) -> Response {
     .await
 }
 
-async fn list(State(agent): State<Agent>, parameters: Asked) -> Response {
-    answer(agent, parameters, |_| Ok(Topic::All)).await
+async fn list(State(desk): State<Desk>, parameters: Asked) -> Response {
+    answer(desk, parameters, |_| Ok(Topic::All)).await
 }
 
-async fn leaks(State(agent): State<Agent>, parameters: Asked) -> Response {
-    answer(agent, parameters, |_| Ok(Topic::Leaks)).await
+async fn leaks(State(desk): State<Desk>, parameters: Asked) -> Response {
+    answer(desk, parameters, |_| Ok(Topic::Leaks)).await
 }
 
 async fn answer(
-    agent: Agent,
+    desk: Desk,
     parameters: Asked,
     topic: impl FnOnce(Option<&str>) -> Result<Topic, String>,
 ) -> Response {
@@ -86,7 +101,13 @@ async fn answer(
         Ok(question) => question,
         Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
     };
-    match agent.ask(question).await {
+    let Ok(Ok(_turn)) = tokio::time::timeout(TURN_TIMEOUT, desk.turns.acquire()).await else {
+        return refuse(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Unanswerable::NoAgent("too many ask at once; ask again").to_string(),
+        );
+    };
+    match desk.agent.ask(question).await {
         Ok(answer) => json(StatusCode::OK, &answer),
         Err(why @ Unanswerable::NoSuchNetns(_)) => refuse(StatusCode::NOT_FOUND, why.to_string()),
         Err(why) => refuse(StatusCode::SERVICE_UNAVAILABLE, why.to_string()),

@@ -1,0 +1,21 @@
+//! The allocator's habits (mallopt(3)).
+//!
+//! glibc gives threads arenas of their own, up to eight a core, and each keeps what it once needed. Looks run on many short
+//! threads: after hours of them the agent would hold several times the memory it uses.
+
+/// `M_ARENA_MAX` of malloc.h.
+#[cfg(target_env = "gnu")]
+const M_ARENA_MAX: i32 = -8;
+/// One for the loop and one for the looks.
+#[cfg(target_env = "gnu")]
+const ARENAS: i32 = 2;
+
+/// Limits the arenas. To be called before threads are started; without glibc there is nothing to limit.
+#[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
+pub fn limit_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two integers, touches no memory of ours, and is called before any other thread runs.
+    unsafe {
+        libc::mallopt(M_ARENA_MAX, ARENAS);
+    }
+}
