@@ -165,10 +165,10 @@ fn gitlab_jenkins_and_buildkite_jobs_begin_and_end_by_their_own_rules() {
     buildkite.args(listen);
     let buildkite = Tree::start(&mut buildkite, &["agent", "bootstrap", "server"]);
 
-    for (tree, ci, name, ends) in [
-        (&gitlab, "gitlab", "rspec", "shell"),
-        (&jenkins, "jenkins", "nightly", "step"),
-        (&buildkite, "buildkite", "unit", "bootstrap"),
+    for (tree, ci, id, name, ends) in [
+        (&gitlab, "gitlab", "77", "rspec", "shell"),
+        (&jenkins, "jenkins", "cookie-1", "nightly", "step"),
+        (&buildkite, "buildkite", "0190-uuid", "unit", "bootstrap"),
     ] {
         let port = tree.get("server").port();
         let claim = eventually("the job is known", || {
@@ -176,6 +176,7 @@ fn gitlab_jenkins_and_buildkite_jobs_begin_and_end_by_their_own_rules() {
             (!claim["job"].is_null()).then_some(claim)
         });
         let job = &claim["job"];
+        assert_eq!(job["id"], id);
         assert_eq!((&job["ci"], &job["name"], &job["state"]), (&ci.into(), &name.into(), &"running".into()));
         tree.get(ends).kill();
         eventually("the job has ended", || {

@@ -22,9 +22,9 @@ use crate::model::process::Process;
 /// Messages (batches of events among them) that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
 const QUEUE: usize = 1024;
 /// Bound sockets and connections cost a walk of the kernel's whole hash table: not at every interval.
-const EVERYTHING_EVERY: Duration = Duration::from_secs(30);
+const EVERYTHING_EVERY: Duration = Duration::from_secs(60);
 /// The pids are compared with /proc this often, though events tell of them.
-const PROCESSES_EVERY: Duration = Duration::from_secs(30);
+const PROCESSES_EVERY: Duration = Duration::from_secs(60);
 /// All descriptors are read at most this often,
 const EVERYWHERE_EVERY: Duration = Duration::from_secs(60);
 /// and then only after this multiple of what it cost: 1/500 of a core at most.
@@ -33,8 +33,8 @@ const EVERYWHERE_REST: u32 = 500;
 const NEEDED_REST: u32 = 50;
 /// A look rests for this multiple of what it cost, however short the interval: while processes come and go 1/20 of a core,
 const BUSY_REST: u32 = 20;
-/// and while nothing happens 1/200.
-const QUIET_REST: u32 = 200;
+/// and while nothing happens 1/400.
+const QUIET_REST: u32 = 400;
 /// Verdicts that time alone will change are judged again this often.
 const JUDGE_EVERY: Duration = Duration::from_millis(200);
 /// The status is made anew at least this often.
@@ -255,9 +255,10 @@ impl<O: Outside> Loop<O> {
         match message {
             Message::Events(events) => {
                 self.source(source::PROC).events += events.len() as u64;
-                self.stir();
                 for (event, read) in events {
-                    self.engine.event(event, read.map(|process| *process), now);
+                    if self.engine.event(event, read.map(|process| *process), now) {
+                        self.stir();
+                    }
                 }
             }
             Message::EventsLost => {
@@ -360,6 +361,7 @@ impl<O: Outside> Loop<O> {
         }
         match purpose {
             Purpose::Interval(depth) => {
+                self.engine.judge(self.reader.clock.now());
                 if depth == Depth::Everything {
                     let rest = EVERYTHING_EVERY.max(cost.cpu * EVERYWHERE_REST);
                     self.pace.next_everything = Some(Instant::now() + rest);

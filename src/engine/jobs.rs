@@ -208,10 +208,10 @@ impl JobTable {
     /// A job as documents show it.
     pub(super) fn shown(&self, key: &JobKey) -> Option<Job> {
         let record = self.records.get(key)?;
-        let JobFacts { name, repository, run, url, .. } = record.facts.clone();
+        let JobFacts { id, name, repository, run, url, .. } = record.facts.clone();
         Some(Job {
             ci: key.ci.clone(),
-            id: key.id.clone(),
+            id,
             name,
             repository,
             run,

@@ -41,6 +41,9 @@ use crate::model::process::Process;
 use crate::model::socket::SocketKey;
 use crate::model::target::Target;
 
+/// The parent of the kernel's threads has this pid on every Linux.
+const KTHREADD: u32 = 2;
+
 /// What judgement depends on, from the configuration.
 #[derive(Debug)]
 pub struct Policy {
@@ -172,25 +175,32 @@ impl Engine {
         self.policy = policy;
     }
 
-    /// What happened to processes, in order. An exec comes with what was read of the process.
-    pub fn event(&mut self, event: ProcessEvent, read: Option<Process>, now: Timestamp) {
+    /// What happened to processes, in order. An exec comes with what was read of the process. Answers whether it may have
+    /// changed who holds a port: the kernel's own threads come and go on an idle host too.
+    pub fn event(&mut self, event: ProcessEvent, read: Option<Process>, now: Timestamp) -> bool {
         match event {
             ProcessEvent::Forked { parent, child } => {
                 self.processes.forked(parent, child, now);
                 self.ports.forked(parent, child);
+                parent != KTHREADD
             }
             ProcessEvent::Execed { pid } => {
                 self.ports.unsettle(pid);
                 if let Some(process) = read {
                     self.meet(process, now);
                 }
+                true
             }
-            ProcessEvent::Renamed { pid, comm } => self.processes.renamed(pid, comm),
+            ProcessEvent::Renamed { pid, comm } => {
+                self.processes.renamed(pid, comm);
+                false
+            }
             ProcessEvent::Exited { pid } => {
-                self.ports.unsettle(pid);
                 self.processes.exited(pid, now);
                 let change = self.jobs.exited(pid, now);
+                let matters = self.ports.unsettle(pid) || change.is_some();
                 self.note_jobs(change);
+                matters
             }
         }
     }
@@ -297,9 +307,9 @@ impl Engine {
             let known = self.processes.start(process.id.pid) == Some(process.id.start);
             if !known && !self.processes.is_newer(process.id.pid, findings.taken_at) {
                 self.meet(process.clone(), findings.taken_at);
+                self.processes.settle_jobs();
             }
         }
-        self.processes.settle_jobs();
         self.ports.apply(findings);
         self.cgroups.extend(findings.cgroups.iter().map(|(id, path)| (*id, path.clone())));
         if let Some(descriptors) = &findings.netns_descriptors {
@@ -311,7 +321,6 @@ impl Engine {
             self.gaps.namespaces =
                 findings.gaps.iter().filter(|gap| !gap.is_of_descriptors()).cloned().collect();
         }
-        self.judge(findings.taken_at);
     }
 
     /// Judges every listener; a change to or from leaked is noticed.
@@ -425,6 +434,7 @@ impl Engine {
         let search = match self.watching {
             Watching::Once => Search::unprepared(),
             Watching::Continuously => Search {
+                settled: self.known_orphans(question),
                 candidates: self.candidates(|entry| on_port(entry, ports.as_ref())),
                 first: self.likely_holders(ports.as_ref()),
                 everywhere: Everywhere::WhenNeeded,
@@ -478,6 +488,17 @@ impl Engine {
                 (entry.socket.key, heirs.collect::<BTreeSet<_>>().into_iter().collect())
             })
             .collect()
+    }
+
+    /// For `list`: sockets that no process had open when all were read. Whoever asks for one port waits for another reading.
+    fn known_orphans(&self, question: &Question) -> HashSet<SocketKey> {
+        let orphaned = |entry: &&Entry| entry.settled && entry.holders.is_empty();
+        match question.topic {
+            Topic::Target(_) => HashSet::new(),
+            Topic::All | Topic::Leaks => {
+                self.ports.entries().filter(orphaned).map(|entry| entry.socket.key).collect()
+            }
+        }
     }
 
     /// The processes that have something else open on these ports (the listener of a connection), and the newest ones.

@@ -153,13 +153,15 @@ impl PortTable {
         self.by_pid.insert(child, keys);
     }
 
-    /// A process runs another program or ended: what it had open has to be looked at again.
-    pub(super) fn unsettle(&mut self, pid: u32) {
-        for key in self.by_pid.get(&pid).into_iter().flatten() {
+    /// A process runs another program or ended: what it had open has to be looked at again. Answers whether there is any.
+    pub(super) fn unsettle(&mut self, pid: u32) -> bool {
+        let Some(keys) = self.by_pid.get(&pid) else { return false };
+        for key in keys {
             if let Some(entry) = self.entries.get_mut(key) {
                 entry.settled = false;
             }
         }
+        true
     }
 
     /// Every process may hold anything: events were lost.

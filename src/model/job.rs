@@ -17,6 +17,8 @@ pub struct JobKey {
 pub struct JobFacts {
     /// Identity.
     pub key: JobKey,
+    /// The id as people know it, where the identity needs more to be unique.
+    pub id: String,
     /// Name of the job.
     pub name: Option<String>,
     /// Repository, in the CI system's notation.

@@ -35,6 +35,7 @@ impl System for Buildkite {
         };
         Some(JobFacts {
             key: JobKey { ci: self.name().to_owned(), id: id.to_owned() },
+            id: id.to_owned(),
             name: get("BUILDKITE_STEP_KEY").or_else(|| get("BUILDKITE_LABEL")),
             repository,
             run: get("BUILDKITE_BUILD_NUMBER"),

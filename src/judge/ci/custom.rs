@@ -26,8 +26,15 @@ impl System for Custom {
 
     fn recognize(&self, variables: &Variables) -> Option<JobFacts> {
         let values: Option<Vec<&str>> = self.id_env.iter().map(|name| variables.get(name)).collect();
-        let key = JobKey { ci: self.name.clone(), id: values?.join("/") };
-        Some(JobFacts { key, name: None, repository: None, run: None, url: None })
+        let id = values?.join("/");
+        Some(JobFacts {
+            key: JobKey { ci: self.name.clone(), id: id.clone() },
+            id,
+            name: None,
+            repository: None,
+            run: None,
+            url: None,
+        })
     }
 
     fn anchor(&self, lineage: &[Kin<'_>]) -> Option<usize> {

@@ -39,7 +39,7 @@ impl System for GitHub {
             _ => None,
         };
         let key = JobKey { ci: self.name().to_owned(), id: id.to_owned() };
-        Some(JobFacts { key, name: get("GITHUB_JOB"), repository, run, url })
+        Some(JobFacts { key, id: id.to_owned(), name: get("GITHUB_JOB"), repository, run, url })
     }
 
     fn anchor(&self, lineage: &[Kin<'_>]) -> Option<usize> {

@@ -38,9 +38,10 @@ impl System for GitLab {
         let id = variables.get("CI_JOB_ID")?;
         let get = |name| variables.get(name).map(str::to_owned);
         // Job numbers are unique within one server only.
-        let id = get("CI_SERVER_URL").map_or_else(|| id.to_owned(), |server| format!("{server}#{id}"));
+        let unique = get("CI_SERVER_URL").map_or_else(|| id.to_owned(), |server| format!("{server}#{id}"));
         Some(JobFacts {
-            key: JobKey { ci: self.name().to_owned(), id },
+            key: JobKey { ci: self.name().to_owned(), id: unique },
+            id: id.to_owned(),
             name: get("CI_JOB_NAME"),
             repository: get("CI_PROJECT_PATH"),
             run: get("CI_PIPELINE_ID"),

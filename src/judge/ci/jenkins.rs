@@ -37,15 +37,17 @@ impl System for Jenkins {
 
     fn recognize(&self, variables: &Variables) -> Option<JobFacts> {
         let get = |name| variables.get(name).map(str::to_owned);
-        let id = match (get("JENKINS_NODE_COOKIE"), get("JENKINS_SERVER_COOKIE"), get("BUILD_TAG")) {
+        let (unique, id) = match (get("JENKINS_NODE_COOKIE"), get("JENKINS_SERVER_COOKIE"), get("BUILD_TAG"))
+        {
             (Some(cookie), _, _) if cookie == SPARED => return None,
-            (Some(cookie), _, _) => cookie,
+            (Some(cookie), _, _) => (cookie.clone(), cookie),
             // A pipeline's server cookie is the same for every build in a workspace: the tag tells them apart.
-            (None, Some(cookie), Some(tag)) => format!("{cookie}/{tag}"),
+            (None, Some(cookie), Some(tag)) => (format!("{cookie}/{tag}"), tag),
             _ => return None,
         };
         Some(JobFacts {
-            key: JobKey { ci: self.name().to_owned(), id },
+            key: JobKey { ci: self.name().to_owned(), id: unique },
+            id,
             name: get("JOB_NAME"),
             repository: get("GIT_URL"),
             run: get("BUILD_NUMBER"),
