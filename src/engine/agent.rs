@@ -1,7 +1,7 @@
 //! The daemon's loop: the one task that owns the engine. Sources send to it through one bounded queue, looks are taken on
 //! threads of their own, and outputs get copies.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use super::status::{SourceStatus, Status};
 use super::{Engine, Notice, Policy, Question};
 use crate::judge::leak::Watching;
 use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
-use crate::kernel::proc_events::{ProcEvents, ProcessEvent, means_lost};
+use crate::kernel::proc_events::{ProcEvents, ProcessEvent, fence, means_lost};
 use crate::kernel::process::Reader;
 use crate::kernel::sock_diag::Depth;
 use crate::kernel::{Gap, Unreadable, clock, descriptors};
@@ -21,6 +21,8 @@ use crate::model::process::Process;
 
 /// Messages (batches of events among them) that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
 const QUEUE: usize = 1024;
+/// A program that has just started binds its ports within this time, mostly: the look that an event causes waits for it.
+const START_UP: Duration = Duration::from_millis(250);
 /// Bound sockets and connections cost a walk of the kernel's whole hash table: not at every interval.
 const EVERYTHING_EVERY: Duration = Duration::from_secs(60);
 /// The pids are compared with /proc this often, though events tell of them.
@@ -31,14 +33,16 @@ const EVERYWHERE_EVERY: Duration = Duration::from_secs(60);
 const EVERYWHERE_REST: u32 = 500;
 /// Reading all descriptors because a listener has no holder may cost 1/50 of a core.
 const NEEDED_REST: u32 = 50;
-/// A look rests for this multiple of what it cost, however short the interval: while processes come and go 1/20 of a core,
-const BUSY_REST: u32 = 20;
+/// A look rests for this multiple of what it cost, however short the interval: while processes come and go 1/50 of a core,
+const BUSY_REST: u32 = 50;
 /// and while nothing happens 1/400.
 const QUIET_REST: u32 = 400;
 /// Verdicts that time alone will change are judged again this often.
 const JUDGE_EVERY: Duration = Duration::from_millis(200);
 /// The status is made anew at least this often.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// An answer waits this long for the events before it: events that take longer are being lost.
+const FENCE_TIMEOUT: Duration = Duration::from_millis(150);
 /// An answer that takes longer is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -87,7 +91,7 @@ fn measured<T>(work: impl FnOnce() -> T) -> (T, Cost) {
 #[derive(Debug)]
 enum Purpose {
     Interval(Depth),
-    Answer(Question, Reply),
+    Answer(u32, Question, Reply),
 }
 
 /// The way to ask the agent and to tell it of a new policy. Cheap to clone.
@@ -132,6 +136,7 @@ impl Agent {
             pace: Pace::default(),
             ready: false,
             waiting: Vec::new(),
+            fences: Fences::default(),
         };
         tokio::spawn(task.run(queue));
         agent
@@ -192,6 +197,23 @@ fn due(at: Option<Instant>, now: Instant) -> bool {
     at.is_none_or(|at| at <= now)
 }
 
+/// Answers that wait until the events before them have been told.
+#[derive(Debug, Default)]
+struct Fences {
+    last: u32,
+    arrived: HashSet<u32>,
+    parked: HashMap<u32, Parked>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    findings: Result<Box<Findings>, Unreadable>,
+    cost: Cost,
+    question: Question,
+    reply: Reply,
+    until: Instant,
+}
+
 struct Loop<O> {
     engine: Engine,
     reader: Arc<Reader>,
@@ -204,6 +226,7 @@ struct Loop<O> {
     ready: bool,
     /// Asked before the first look was done.
     waiting: Vec<(Question, Reply)>,
+    fences: Fences,
 }
 
 impl<O: Outside> Loop<O> {
@@ -256,6 +279,9 @@ impl<O: Outside> Loop<O> {
             Message::Events(events) => {
                 self.source(source::PROC).events += events.len() as u64;
                 for (event, read) in events {
+                    if let ProcessEvent::Fence { number } = event {
+                        self.fence_arrived(number);
+                    }
                     if self.engine.event(event, read.map(|process| *process), now) {
                         self.stir();
                     }
@@ -273,6 +299,15 @@ impl<O: Outside> Loop<O> {
                 (status.up, status.why) = (false, Some(why));
             }
             Message::Processes(list, cost) => self.processes_listed(list, cost),
+            Message::Looked(findings, cost, Purpose::Answer(number, question, reply)) => {
+                let answer =
+                    Parked { findings, cost, question, reply, until: Instant::now() + FENCE_TIMEOUT };
+                if !self.events_up() || self.fences.arrived.remove(&number) {
+                    self.unpark(number, answer);
+                } else {
+                    self.fences.parked.insert(number, answer);
+                }
+            }
             Message::Looked(findings, cost, purpose) => self.looked(findings, cost, purpose),
             // Before the first look the table is empty, and an answer from it would be a wrong "free".
             Message::Ask(question, reply) if !self.ready => self.waiting.push((question, reply)),
@@ -285,22 +320,58 @@ impl<O: Outside> Loop<O> {
         }
     }
 
-    fn look_for(&self, question: Question, reply: Reply) {
+    fn look_for(&mut self, question: Question, reply: Reply) {
         let plan = self.engine.plan_question(&question);
-        self.look(plan, Purpose::Answer(question, reply));
+        self.fences.last = self.fences.last.wrapping_add(1);
+        self.look(plan, Purpose::Answer(self.fences.last, question, reply));
     }
 
-    /// Something happened: a look that rests because nothing did is due after the shorter rest.
+    fn events_up(&self) -> bool {
+        self.sources.get(source::PROC).is_some_and(|status| status.up)
+    }
+
+    /// Everything that happened before this look was over has been told.
+    fn fence_arrived(&mut self, number: u32) {
+        match self.fences.parked.remove(&number) {
+            Some(answer) => self.unpark(number, answer),
+            None => drop(self.fences.arrived.insert(number)),
+        }
+    }
+
+    fn unpark(&mut self, number: u32, answer: Parked) {
+        self.looked(answer.findings, answer.cost, Purpose::Answer(number, answer.question, answer.reply));
+    }
+
+    /// Answers whose fence got lost wait no longer.
+    fn unpark_overdue(&mut self, now: Instant) {
+        let overdue = |parked: &Parked| parked.until <= now;
+        let numbers: Vec<u32> = self
+            .fences
+            .parked
+            .iter()
+            .filter(|(_, parked)| overdue(parked))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in numbers {
+            self.fence_arrived(number);
+        }
+        // A fence that came after its answer was given up.
+        if self.fences.parked.is_empty() && self.fences.arrived.len() > 1000 {
+            self.fences.arrived.clear();
+        }
+    }
+
+    /// Something happened: the next look need not wait for the interval.
     fn stir(&mut self) {
         if !std::mem::replace(&mut self.pace.stirred, true) {
-            self.pace.next_look = self.pace.next_look.min(self.pace.next_busy_look);
+            let soon = Some(Instant::now() + START_UP).max(self.pace.next_busy_look);
+            self.pace.next_look = self.pace.next_look.min(soon);
         }
     }
 
     /// Without events nobody knows whether anything happens.
     fn rest(&self) -> u32 {
-        let events = self.sources.get(source::PROC).is_some_and(|status| status.up);
-        if events && !self.pace.stirred { QUIET_REST } else { BUSY_REST }
+        if self.events_up() && !self.pace.stirred { QUIET_REST } else { BUSY_REST }
     }
 
     fn source(&mut self, name: &'static str) -> &mut SourceStatus {
@@ -309,9 +380,8 @@ impl<O: Outside> Loop<O> {
 
     fn processes_listed(&mut self, list: ProcessList, cost: Cost) {
         self.pace.listing = false;
-        let events = self.sources.get(source::PROC).is_some_and(|status| status.up);
         // Without events the list is all there is: it is read before every look.
-        let rest = if events { PROCESSES_EVERY } else { self.watch.interval };
+        let rest = if self.events_up() { PROCESSES_EVERY } else { self.watch.interval };
         let now = Instant::now();
         self.pace.next_processes = Some(now + rest.max(cost.cpu * self.rest()));
         self.pace.next_wanted_list = Some(now + self.watch.interval.max(cost.cpu * BUSY_REST));
@@ -333,18 +403,21 @@ impl<O: Outside> Loop<O> {
                 self.pace.plain_cost = cost.cpu;
             }
             // The thorough looks have a rest of their own: the plain ones go on.
-            let due_after =
-                |rest| self.watch.interval.saturating_sub(cost.took).max(self.pace.plain_cost * rest);
-            let (busy, next) = (due_after(BUSY_REST), due_after(self.rest()));
-            self.pace.next_busy_look = Some(Instant::now() + busy);
-            self.pace.next_look = Some(Instant::now() + next);
+            let (now, plain) = (Instant::now(), self.pace.plain_cost);
+            let interval = self.watch.interval.saturating_sub(cost.took);
+            self.pace.next_busy_look = Some(now + plain * BUSY_REST);
+            self.pace.next_look = Some(now + interval.max(plain * self.rest()));
+            // What happened during the look may have happened behind its back.
+            if std::mem::take(&mut self.pace.stirred) {
+                self.stir();
+            }
         }
         let findings = match findings {
             Ok(findings) => findings,
             Err(error) => {
                 let status = self.source(source::SOCKETS);
                 (status.up, status.why) = (false, Some(format!("{error:?}")));
-                if let Purpose::Answer(question, reply) = purpose {
+                if let Purpose::Answer(_, question, reply) = purpose {
                     let _ = reply.send(Err(Unanswerable::from_look(error, &question)));
                 }
                 return;
@@ -373,7 +446,7 @@ impl<O: Outside> Loop<O> {
                     self.look_for(question, reply);
                 }
             }
-            Purpose::Answer(question, reply) => {
+            Purpose::Answer(_, question, reply) => {
                 // Whoever asked may be gone.
                 let _ = reply.send(self.engine.answer(&question, &findings));
             }
@@ -382,6 +455,7 @@ impl<O: Outside> Loop<O> {
 
     fn pulse(&mut self) {
         let now = Instant::now();
+        self.unpark_overdue(now);
         let wanted = self.engine.wants_list() && due(self.pace.next_wanted_list, now);
         if !self.pace.listing && (wanted || due(self.pace.next_processes, now)) {
             self.list_processes();
@@ -438,9 +512,18 @@ impl<O: Outside> Loop<O> {
 
     fn look(&self, plan: Plan, purpose: Purpose) {
         let (reader, messages) = (Arc::clone(&self.reader), self.messages.clone());
+        let number = match purpose {
+            Purpose::Interval(_) => None,
+            Purpose::Answer(number, ..) => Some(number),
+        };
         tokio::spawn(async move {
-            let looked =
-                tokio::task::spawn_blocking(move || measured(|| look::look(&plan, &reader).map(Box::new)));
+            let looked = tokio::task::spawn_blocking(move || {
+                let looked = measured(|| look::look(&plan, &reader).map(Box::new));
+                if let Some(number) = number {
+                    fence(number);
+                }
+                looked
+            });
             let (findings, cost) = looked.await.unwrap_or_else(|error| {
                 (Err(Unreadable::Malformed(format!("the look failed: {error}"))), Cost::default())
             });

@@ -202,6 +202,7 @@ impl Engine {
                 self.note_jobs(change);
                 matters
             }
+            ProcessEvent::Fence { .. } => false,
         }
     }
 

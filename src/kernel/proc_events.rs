@@ -64,6 +64,23 @@ pub enum ProcessEvent {
         /// The process.
         pid: u32,
     },
+    /// A [`fence`] of this program: whatever happened before it has been delivered.
+    Fence {
+        /// Its number.
+        number: u32,
+    },
+}
+
+/// How a thread is called that is a fence. Names have 15 bytes (PR_SET_NAME(2const)).
+const FENCE: &str = "fence:";
+
+/// Sends a mark through the kernel's queue of events, behind all that has happened: the calling thread takes a name, which
+/// is an event like any other. Where that fails the mark does not arrive; wait for it with a limit.
+pub fn fence(number: u32) {
+    if let Ok(name) = std::ffi::CString::new(format!("{FENCE}{number:08x}")) {
+        // A kernel that refuses sends no mark.
+        let _ = rustix::thread::set_name(&name);
+    }
 }
 
 /// A subscription to the events of every process.
@@ -194,14 +211,23 @@ fn decode(event: &[u8]) -> Option<ProcessEvent> {
             (thread == child).then_some(ProcessEvent::Forked { parent: pid, child })
         }
         EVENT_EXEC => Some(ProcessEvent::Execed { pid }),
-        EVENT_COMM if !of_thread => {
+        EVENT_COMM => {
             let name = data.get(8..24)?.split(|byte| *byte == 0).next()?;
-            Some(ProcessEvent::Renamed { pid, comm: String::from_utf8_lossy(name).into_owned() })
+            let comm = String::from_utf8_lossy(name).into_owned();
+            match (of_thread, pid == std::process::id()) {
+                (false, _) => Some(ProcessEvent::Renamed { pid, comm }),
+                (true, true) => fence_number(&comm).map(|number| ProcessEvent::Fence { number }),
+                (true, false) => None,
+            }
         }
         EVENT_EXIT if !of_thread => Some(ProcessEvent::Exited { pid }),
         EVENT_NONE => None,
         _ => None,
     }
+}
+
+fn fence_number(comm: &str) -> Option<u32> {
+    u32::from_str_radix(comm.strip_prefix(FENCE)?, 16).ok()
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
@@ -242,6 +268,19 @@ mod tests {
             decode_all(&bytes),
             [ProcessEvent::Execed { pid: 5 }, ProcessEvent::Renamed { pid: 5, comm: "java".to_owned() }]
         );
+    }
+
+    #[test]
+    fn a_fence_of_a_thread_of_ours_is_told_from_other_names() {
+        let named = |tid: u32, pid: u32, name: &[u8; 16]| {
+            let words = name.chunks(4).map(|chunk| u32::from_ne_bytes(chunk.try_into().unwrap()));
+            let data: Vec<u32> = [tid, pid].into_iter().chain(words).collect();
+            decode_all(&event(EVENT_COMM, &data))
+        };
+        let own = std::process::id();
+        assert_eq!(named(own + 1, own, b"fence:0000002a\0\0"), [ProcessEvent::Fence { number: 42 }]);
+        assert_eq!(named(own + 1, own, b"tokio-rt-worker\0"), []);
+        assert_eq!(named(8, 7, b"fence:0000002a\0\0"), [], "other processes cannot send one");
     }
 
     proptest::proptest! {
