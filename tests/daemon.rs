@@ -493,3 +493,100 @@ fn after_a_storm_of_processes_the_table_is_the_kernels() {
     ports.sort_unstable();
     assert_eq!(with.iter().map(|(port, _)| *port).collect::<Vec<_>>(), ports);
 }
+
+#[test]
+#[ignore = "needs root"]
+fn many_questions_at_once_are_all_answered_right() {
+    let daemon = Daemon::start("");
+    let tree = Tree::holder(&["tcp:127.0.0.1:0", "udp:127.0.0.1:0", "bound:127.0.0.1:0"]);
+    std::thread::scope(|scope| {
+        for port in tree.it().ports.clone().into_iter().chain([1, 2]) {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                for _ in 0..40 {
+                    let document = daemon.who_holds(port);
+                    assert_eq!(document["claims"].as_array().unwrap().len(), usize::from(port > 2), "{port}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_daemon_looks_into_namespaces_that_only_a_descriptor_keeps() {
+    let daemon = Daemon::start("");
+    let tree = Tree::holder(&["netns-tcp:0.0.0.0:0"]);
+    let document = eventually("it is looked for", || {
+        let document = daemon.who_holds(tree.it().port());
+        let unsure = document["incomplete"].to_string().contains("ask again");
+        assert!(
+            unsure || !document["claims"].as_array().unwrap().is_empty(),
+            "never a plain free: {document:#}"
+        );
+        (!unsure).then_some(document)
+    });
+    assert_eq!(holders(&document["claims"][0]), [tree.it().pid]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_process_whose_first_thread_ended_goes_on_being_one() {
+    let daemon = Daemon::start("");
+    let programs = open_directory();
+    let server = program(&programs, "server");
+    let bootstrap = format!(
+        "import ctypes, os, subprocess, sys, threading\n\
+        subprocess.Popen(['{server}', 'server', 'tcp:127.0.0.1:0'])\n\
+        print('bootstrap', os.getpid(), flush=True)\n\
+        threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()\n\
+        ctypes.CDLL(None).pthread_exit(None)\n"
+    );
+    let mut command = Command::new("python3");
+    command.args(["-c", &bootstrap]).env("BUILDKITE_JOB_ID", "headless");
+    let tree = Tree::start(&mut command, &["bootstrap", "server"]);
+    let status = || std::fs::read_to_string(format!("/proc/{}/stat", tree.get("bootstrap").pid)).unwrap();
+    eventually("its first thread has ended", || status().contains(") Z ").then_some(()));
+    let (verdict, claim) = verdict(&daemon, tree.get("server").port());
+    assert_eq!((verdict.as_str(), &claim["job"]["state"]), ("healthy", &"running".into()), "{claim:#}");
+    tree.get("bootstrap").kill();
+    eventually("its end is noticed", || {
+        let document = daemon.who_holds(tree.get("server").port());
+        (document["claims"][0]["job"]["state"] == "ended").then_some(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_job_with_huge_variables_costs_little() {
+    let daemon = Daemon::start("");
+    let huge = "x".repeat(100_000);
+    for number in 0..60 {
+        let mut command = Command::new(holder());
+        command.arg("it").env("BUILDKITE_JOB_ID", format!("huge-{number}")).env("BUILDKITE_LABEL", &huge);
+        drop(Tree::start(&mut command, &["it"]));
+    }
+    assert_eq!(daemon.who_holds(1)["claims"], Value::Array(vec![]));
+    let rss = daemon.metric("process_resident_memory_bytes ").unwrap();
+    assert!(rss < 48.0 * 1024.0 * 1024.0, "{rss}");
+    assert!(daemon.log().len() < 200_000, "{}", daemon.log().len());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_file_that_is_no_socket_is_never_deleted() {
+    let directory = open_directory();
+    let file = directory.path().join("s.sock");
+    std::fs::write(&file, "precious").unwrap();
+    std::fs::write(
+        directory.path().join("config.toml"),
+        format!("control.socket = \"{}\"\n", file.display()),
+    )
+    .unwrap();
+    let mut command = Command::new(common::SNIFFER);
+    let (code, _, stderr) =
+        run(command.args(["daemon", "--config"]).arg(directory.path().join("config.toml")));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("no socket"), "{stderr}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+}

@@ -81,7 +81,7 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
     let systems = settings.systems();
     let reader = Arc::new(Reader::new(systems.iter().flat_map(|system| system.variables())));
     let watch = Watch { events: settings.events != Events::Poll, interval: settings.interval };
-    let mut agent = Agent::start(settings.policy(), watch, reader, Journal::new());
+    let (mut agent, task) = Agent::start(settings.policy(), watch, reader, Journal::new());
     tokio::spawn(http::serve_unix(listener, control::router(agent.clone())));
     if let Some(address) = settings.listen {
         tokio::spawn(serve_metrics(address, Exporter::new(agent.clone(), settings.max_series)));
@@ -96,8 +96,15 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
         }
     });
     tracing::info!(socket = %settings.socket.display(), version = env!("CARGO_PKG_VERSION"), "sniffer started");
-    signals.handle(&mut agent, &settings, config).await;
+    let failed = tokio::select! {
+        () = signals.handle(&mut agent, &settings, config) => false,
+        _ = task => true,
+    };
     announced.abort();
+    if failed {
+        // Without its loop it would serve what it last knew for ever.
+        return Err("the agent's loop failed; see the line before".to_owned());
+    }
     notify(&[NotifyState::Stopping]);
     tracing::info!("stopped");
     Ok(ANSWERED)

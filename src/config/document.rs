@@ -121,7 +121,7 @@ fn jobs(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mista
                 None => system_name(text),
             });
         let id_env = system.some_strings("id_env", mistakes, variable_name);
-        let ends = system.string("ends", mistakes, |text| not_empty(text).map(|()| text.to_owned()));
+        let ends = system.string("ends", mistakes, comm);
         system.finish_here(mistakes);
         if let (Some(name), Some(id_env)) = (name, id_env) {
             names.push(name.clone());
@@ -165,6 +165,21 @@ fn mode(text: &str) -> Result<u32, String> {
 
 fn not_empty(text: &str) -> Result<(), String> {
     if text.is_empty() { Err("wants a name, got an empty string".to_owned()) } else { Ok(()) }
+}
+
+/// The kernel cuts a process's name (TASK_COMM_LEN of linux/sched.h): a longer one would match nothing, and its job would seem
+/// to be over.
+const COMM_BYTES: usize = 15;
+
+fn comm(text: &str) -> Result<String, String> {
+    not_empty(text)?;
+    if text.len() > COMM_BYTES {
+        let cut = text.get(..COMM_BYTES).unwrap_or_default();
+        return Err(format!(
+            "a process's name has {COMM_BYTES} bytes at most; the kernel calls this one '{cut}'"
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 fn system_name(text: &str) -> Result<String, String> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use super::answer::Unanswerable;
 use super::status::{SourceStatus, Status};
@@ -15,7 +16,7 @@ use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
 use crate::kernel::proc_events::{ProcEvents, ProcessEvent, fence, means_lost};
 use crate::kernel::process::Reader;
 use crate::kernel::sock_diag::Depth;
-use crate::kernel::{Gap, Unreadable, clock, descriptors};
+use crate::kernel::{Gap, Unreadable, clock, descriptors, process};
 use crate::model::answer::Answer;
 use crate::model::process::Process;
 
@@ -33,6 +34,8 @@ const EVERYWHERE_EVERY: Duration = Duration::from_secs(60);
 const EVERYWHERE_REST: u32 = 500;
 /// Reading all descriptors because a listener has no holder may cost 1/50 of a core.
 const NEEDED_REST: u32 = 50;
+/// The same because a port that somebody asks for seems free may cost 1/10 of a core while people ask.
+const THOROUGH_REST: u32 = 10;
 /// A look rests for this multiple of what it cost, however short the interval: while processes come and go 1/50 of a core,
 const BUSY_REST: u32 = 50;
 /// and while nothing happens 1/400.
@@ -42,7 +45,7 @@ const JUDGE_EVERY: Duration = Duration::from_millis(200);
 /// The status is made anew at least this often.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// An answer waits this long for the events before it: events that take longer are being lost.
-const FENCE_TIMEOUT: Duration = Duration::from_millis(150);
+const FENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// An answer that takes longer is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -119,8 +122,13 @@ pub trait Outside: Send + 'static {
 }
 
 impl Agent {
-    /// Starts the sources and the loop on the current runtime.
-    pub fn start(policy: Policy, watch: Watch, reader: Arc<Reader>, outside: impl Outside) -> Agent {
+    /// Starts the sources and the loop on the current runtime. The loop ends with the runtime; if it ends before, it failed.
+    pub fn start(
+        policy: Policy,
+        watch: Watch,
+        reader: Arc<Reader>,
+        outside: impl Outside,
+    ) -> (Agent, JoinHandle<()>) {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (publish, status) = watch::channel(Arc::new(Status::default()));
         let agent = Agent { messages: messages.clone(), status };
@@ -138,8 +146,8 @@ impl Agent {
             waiting: Vec::new(),
             fences: Fences::default(),
         };
-        tokio::spawn(task.run(queue));
-        agent
+        let task = tokio::spawn(task.run(queue));
+        (agent, task)
     }
 
     /// Asks a question; the look is taken after every event that came before the question.
@@ -177,6 +185,9 @@ impl Agent {
 struct Pace {
     looking: bool,
     listing: bool,
+    listed: bool,
+    look_again: bool,
+    list_again: bool,
     /// Whether the status says something new.
     changed: bool,
     next_status: Option<Instant>,
@@ -188,6 +199,7 @@ struct Pace {
     next_everything: Option<Instant>,
     next_everywhere: Option<Instant>,
     next_needed: Option<Instant>,
+    next_thorough: Option<Instant>,
     next_processes: Option<Instant>,
     next_wanted_list: Option<Instant>,
     next_judgement: Option<Instant>,
@@ -289,9 +301,10 @@ impl<O: Outside> Loop<O> {
             }
             Message::EventsLost => {
                 self.source(source::PROC).lost += 1;
-                self.engine.events_lost();
-                self.pace.next_processes = None;
-                self.pace.next_look = None;
+                self.engine.events_lost(now);
+                // A look or a list that is under way may have been taken before: another one follows it.
+                (self.pace.look_again, self.pace.list_again) = (true, true);
+                (self.pace.next_processes, self.pace.next_look) = (None, None);
             }
             Message::EventsEnded(why) => {
                 tracing::error!("process events ended: {why}; processes are polled from now on");
@@ -310,6 +323,8 @@ impl<O: Outside> Loop<O> {
             }
             Message::Looked(findings, cost, purpose) => self.looked(findings, cost, purpose),
             // Before the first look the table is empty, and an answer from it would be a wrong "free".
+            // Whoever asked has gone.
+            Message::Ask(_, reply) if reply.is_closed() => {}
             Message::Ask(question, reply) if !self.ready => self.waiting.push((question, reply)),
             Message::Ask(question, reply) => self.look_for(question, reply),
             Message::Reload(policy, interval) => {
@@ -321,7 +336,7 @@ impl<O: Outside> Loop<O> {
     }
 
     fn look_for(&mut self, question: Question, reply: Reply) {
-        let plan = self.engine.plan_question(&question);
+        let plan = self.engine.plan_question(&question, due(self.pace.next_thorough, Instant::now()));
         self.fences.last = self.fences.last.wrapping_add(1);
         self.look(plan, Purpose::Answer(self.fences.last, question, reply));
     }
@@ -383,15 +398,14 @@ impl<O: Outside> Loop<O> {
         // Without events the list is all there is: it is read before every look.
         let rest = if self.events_up() { PROCESSES_EVERY } else { self.watch.interval };
         let now = Instant::now();
-        self.pace.next_processes = Some(now + rest.max(cost.cpu * self.rest()));
+        let next = Some(now + rest.max(cost.cpu * self.rest()));
+        self.pace.next_processes = if std::mem::take(&mut self.pace.list_again) { None } else { next };
         self.pace.next_wanted_list = Some(now + self.watch.interval.max(cost.cpu * BUSY_REST));
         let status = self.source(source::PROCESSES);
         status.why = list.gaps.iter().find(|gap| matches!(gap, Gap::Processes(_))).map(ToString::to_string);
         (status.up, status.took) = (status.why.is_none(), Some(cost.took));
         self.engine.process_list(list, self.reader.clock.now());
-        if !self.ready && !self.pace.looking {
-            self.take_interval_look();
-        }
+        self.pace.listed = true;
     }
 
     fn looked(&mut self, findings: Result<Box<Findings>, Unreadable>, cost: Cost, purpose: Purpose) {
@@ -406,7 +420,8 @@ impl<O: Outside> Loop<O> {
             let (now, plain) = (Instant::now(), self.pace.plain_cost);
             let interval = self.watch.interval.saturating_sub(cost.took);
             self.pace.next_busy_look = Some(now + plain * BUSY_REST);
-            self.pace.next_look = Some(now + interval.max(plain * self.rest()));
+            let next = Some(now + interval.max(plain * self.rest()));
+            self.pace.next_look = if std::mem::take(&mut self.pace.look_again) { None } else { next };
             // What happened during the look may have happened behind its back.
             if std::mem::take(&mut self.pace.stirred) {
                 self.stir();
@@ -428,6 +443,7 @@ impl<O: Outside> Loop<O> {
         if findings.read_everywhere {
             let now = Instant::now();
             self.pace.next_needed = Some(now + cost.cpu * NEEDED_REST);
+            self.pace.next_thorough = Some(now + cost.cpu * THOROUGH_REST);
             self.pace.next_everywhere = Some(now + EVERYWHERE_EVERY.max(cost.cpu * EVERYWHERE_REST));
             let status = self.source(source::DESCRIPTORS);
             (status.up, status.took) = (true, Some(cost.took));
@@ -460,7 +476,7 @@ impl<O: Outside> Loop<O> {
         if !self.pace.listing && (wanted || due(self.pace.next_processes, now)) {
             self.list_processes();
         }
-        if self.ready && !self.pace.looking && due(self.pace.next_look, now) {
+        if self.pace.listed && !self.pace.looking && due(self.pace.next_look, now) {
             self.take_interval_look();
         }
         if due(self.pace.next_judgement, now) {
@@ -482,7 +498,7 @@ impl<O: Outside> Loop<O> {
     }
 
     fn list_processes(&mut self) {
-        self.pace.listing = true;
+        (self.pace.listing, self.pace.list_again) = (true, false);
         let known = self.engine.known_processes();
         let (reader, messages) = (Arc::clone(&self.reader), self.messages.clone());
         std::thread::spawn(move || {
@@ -494,8 +510,7 @@ impl<O: Outside> Loop<O> {
 
     fn take_interval_look(&mut self) {
         let now = Instant::now();
-        self.pace.looking = true;
-        self.pace.stirred = false;
+        (self.pace.looking, self.pace.look_again, self.pace.stirred) = (true, false, false);
         let depth = if due(self.pace.next_everything, now) { Depth::Everything } else { Depth::Listeners };
         let everywhere = if due(self.pace.next_everywhere, now) {
             Everywhere::Always
@@ -537,11 +552,12 @@ struct Stopped;
 
 /// Reads events and sends them on, each exec with what it left of the process's environment, until the loop ends.
 fn forward(mut events: ProcEvents, reader: &Reader, messages: &mpsc::Sender<Message>) {
+    let mut headless = HashSet::new();
     loop {
         let sent = match events.receive_some() {
-            Ok(some) => {
-                messages.blocking_send(Message::Events(with_readings(some, reader))).map_err(|_| Stopped)
-            }
+            Ok(some) => messages
+                .blocking_send(Message::Events(with_readings(some, reader, &mut headless)))
+                .map_err(|_| Stopped),
             Err(error) if means_lost(&error) => {
                 messages.blocking_send(Message::EventsLost).map_err(|_| Stopped)
             }
@@ -557,23 +573,32 @@ fn forward(mut events: ProcEvents, reader: &Reader, messages: &mpsc::Sender<Mess
     }
 }
 
-/// Adds to each exec what can be read of the process, unless it has ended within the same batch.
-fn with_readings(events: Vec<ProcessEvent>, reader: &Reader) -> Vec<(ProcessEvent, Option<Box<Process>>)> {
-    let ended: HashSet<u32> = events
-        .iter()
-        .filter_map(|event| match event {
-            ProcessEvent::Exited { pid } => Some(*pid),
-            _ => None,
-        })
-        .collect();
+/// Adds to each exec what can be read of the process, and corrects the kernel's word about ends: the exit of a process's
+/// first thread is told as the process's, though others may go on.
+fn with_readings(
+    events: Vec<ProcessEvent>,
+    reader: &Reader,
+    headless: &mut HashSet<u32>,
+) -> Vec<(ProcessEvent, Option<Box<Process>>)> {
     events
         .into_iter()
-        .map(|event| {
-            let read = match event {
-                ProcessEvent::Execed { pid } if !ended.contains(&pid) => reader.read(pid).ok().map(Box::new),
-                _ => None,
-            };
-            (event, read)
+        .filter_map(|event| match event {
+            ProcessEvent::Execed { pid } => {
+                headless.remove(&pid);
+                Some((ProcessEvent::Execed { pid }, reader.read(pid).ok().map(Box::new)))
+            }
+            ProcessEvent::Exited { pid } if process::glance(pid).is_ok() => {
+                headless.insert(pid);
+                None
+            }
+            ProcessEvent::ThreadExited { pid } => {
+                let last = headless.contains(&pid) && process::glance(pid).is_err();
+                last.then(|| {
+                    headless.remove(&pid);
+                    (ProcessEvent::Exited { pid }, None)
+                })
+            }
+            event => Some((event, None)),
         })
         .collect()
 }

@@ -13,7 +13,7 @@ use crate::model::job::{Job, JobFacts, JobKey, JobState};
 /// A job that was never seen to have an anchor is taken for over after this long without one, at the least: a process list
 /// read while processes start may miss one.
 const UNANCHORED: SignedDuration = SignedDuration::from_secs(5);
-/// Ended jobs are remembered this many at the most; those that still hold a port are kept by being asked for.
+/// Ended jobs without a living process are remembered this many at the most.
 const MAX_ENDED: usize = 5_000;
 
 #[derive(Debug, Clone)]
@@ -179,15 +179,15 @@ impl JobTable {
         changes
     }
 
-    /// Forgets the jobs that ended longest ago, beyond a bound, save those in `needed`.
-    pub(super) fn forget(&mut self, needed: &HashSet<&JobKey>) {
-        let ended = |record: &Record| record.state == JobState::Ended;
-        let mut old: Vec<(Option<Timestamp>, JobKey)> = self
+    /// Forgets jobs without a living process: those of unknown state, and of the ended ones the oldest beyond a bound.
+    pub(super) fn forget(&mut self, alive: &HashSet<&JobKey>) {
+        self.records.retain(|key, record| record.state != JobState::Unknown || alive.contains(key));
+        let ended = self
             .records
             .iter()
-            .filter(|(key, record)| ended(record) && !needed.contains(key))
-            .map(|(key, record)| (record.over_since, key.clone()))
-            .collect();
+            .filter(|(key, record)| record.state == JobState::Ended && !alive.contains(key));
+        let mut old: Vec<(Option<Timestamp>, JobKey)> =
+            ended.map(|(key, record)| (record.over_since, key.clone())).collect();
         old.sort();
         for (_, key) in old.iter().take(old.len().saturating_sub(MAX_ENDED)) {
             self.records.remove(key);
@@ -350,5 +350,15 @@ mod tests {
         host.process(5, 1, "Runner.Worker", Variables::default(), 0);
         host.process(50, 1, "server", github(), 100);
         assert_eq!(host.jobs.decide_unanchored(&host.processes, Some(at(101)), true, at(9999)), []);
+    }
+
+    #[test]
+    fn a_job_of_unknown_state_is_forgotten_with_its_last_process() {
+        let mut host = Host::new();
+        host.process(50, 1, "server", github(), 100);
+        host.jobs.forget(&HashSet::from([&key()]));
+        assert!(host.jobs.standing(&key()).is_some());
+        host.jobs.forget(&HashSet::new());
+        assert!(host.jobs.standing(&key()).is_none());
     }
 }

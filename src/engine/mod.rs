@@ -29,13 +29,14 @@ use crate::judge::leak::{self, HolderStanding, Judgement, Watching};
 use crate::kernel::Gap;
 use crate::kernel::clock::BootClock;
 use crate::kernel::descriptors::Descriptor;
-use crate::kernel::look::{Describe, Everywhere, Findings, Plan, ProcessList, Search};
+use crate::kernel::look::{Describe, Everywhere, Findings, Plan, ProcessList, Search, WhenFree};
+use crate::kernel::mounts::NetnsMount;
 use crate::kernel::proc_events::ProcessEvent;
 use crate::kernel::process::Glance;
 use crate::kernel::sock_diag::{Depth, DiagQuery};
 use crate::model::answer::Query;
 use crate::model::claim::Verdict;
-use crate::model::job::{Job, JobFacts, JobKey, JobState};
+use crate::model::job::{Job, JobFacts, JobState};
 use crate::model::netns::{Netns, NetnsSelector};
 use crate::model::process::Process;
 use crate::model::socket::SocketKey;
@@ -134,6 +135,7 @@ pub struct Engine {
     ports: PortTable,
     cgroups: HashMap<u64, String>,
     netns_descriptors: BTreeMap<u64, Descriptor>,
+    netns_mounts: Vec<NetnsMount>,
     gaps: Gaps,
     /// When the list of processes was taken that was last told.
     listed_at: Timestamp,
@@ -162,6 +164,7 @@ impl Engine {
             ports: PortTable::default(),
             cgroups: HashMap::new(),
             netns_descriptors: BTreeMap::new(),
+            netns_mounts: Vec::new(),
             gaps: Gaps::default(),
             listed_at: Timestamp::UNIX_EPOCH,
             notices: Vec::new(),
@@ -181,11 +184,11 @@ impl Engine {
         match event {
             ProcessEvent::Forked { parent, child } => {
                 self.processes.forked(parent, child, now);
-                self.ports.forked(parent, child);
+                self.ports.forked(parent, child, now);
                 parent != KTHREADD
             }
             ProcessEvent::Execed { pid } => {
-                self.ports.unsettle(pid);
+                self.ports.unsettle(pid, now);
                 if let Some(process) = read {
                     self.meet(process, now);
                 }
@@ -198,17 +201,17 @@ impl Engine {
             ProcessEvent::Exited { pid } => {
                 self.processes.exited(pid, now);
                 let change = self.jobs.exited(pid, now);
-                let matters = self.ports.unsettle(pid) || change.is_some();
+                let matters = self.ports.unsettle(pid, now) || change.is_some();
                 self.note_jobs(change);
                 matters
             }
-            ProcessEvent::Fence { .. } => false,
+            ProcessEvent::ThreadExited { .. } | ProcessEvent::Fence { .. } => false,
         }
     }
 
     /// Events were lost: nothing that was inferred from them holds until the next looks.
-    pub fn events_lost(&mut self) {
-        self.ports.unsettle_all();
+    pub fn events_lost(&mut self, now: Timestamp) {
+        self.ports.unsettle_all(now);
     }
 
     /// The list of processes, with those read that were not known.
@@ -218,7 +221,7 @@ impl Engine {
             return;
         }
         for pid in self.processes.keep_only(&list.alive, list.taken_at) {
-            self.ports.unsettle(pid);
+            self.ports.unsettle(pid, now);
             let change = self.jobs.exited(pid, now);
             self.note_jobs(change);
         }
@@ -246,6 +249,7 @@ impl Engine {
         let changes = self.jobs.reconsider(&self.processes, |ticks| clock.at_ticks(ticks));
         self.note_jobs(changes);
         self.decide_jobs(now);
+        self.jobs.forget(&self.processes.jobs());
     }
 
     /// Whether a list of processes is needed to decide about a job.
@@ -304,12 +308,16 @@ impl Engine {
     /// What a look saw.
     pub fn findings(&mut self, findings: &Findings) {
         self.counters.looked(findings);
+        let mut met = false;
         for process in &findings.processes {
             let known = self.processes.start(process.id.pid) == Some(process.id.start);
             if !known && !self.processes.is_newer(process.id.pid, findings.taken_at) {
                 self.meet(process.clone(), findings.taken_at);
-                self.processes.settle_jobs();
+                met = true;
             }
+        }
+        if met {
+            self.processes.settle_jobs();
         }
         self.ports.apply(findings);
         self.cgroups.extend(findings.cgroups.iter().map(|(id, path)| (*id, path.clone())));
@@ -318,9 +326,11 @@ impl Engine {
             self.gaps.descriptors =
                 findings.gaps.iter().filter(|gap| gap.is_of_descriptors()).cloned().collect();
         }
+        if let Some(mounts) = &findings.netns_mounts {
+            self.netns_mounts.clone_from(mounts);
+        }
         if findings.all_netns {
-            self.gaps.namespaces =
-                findings.gaps.iter().filter(|gap| !gap.is_of_descriptors()).cloned().collect();
+            self.gaps.namespaces = findings.gaps.iter().filter(|gap| gap.lasts()).cloned().collect();
         }
     }
 
@@ -389,15 +399,8 @@ impl Engine {
         self.ports.entries().any(|entry| entry.verdict == Some(Verdict::Grace))
     }
 
-    /// Takes what is worth a log line since the last call, and forgets what nothing needs any more.
+    /// Takes what is worth a log line since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
-        let needed: HashSet<&JobKey> = self
-            .ports
-            .entries()
-            .flat_map(|entry| &entry.holders)
-            .filter_map(|held| self.processes.job(held.pid))
-            .collect();
-        self.jobs.forget(&needed);
         std::mem::take(&mut self.notices)
     }
 
@@ -409,16 +412,15 @@ impl Engine {
     /// The look that keeps the table right, to be taken at every interval.
     pub fn plan(&mut self, depth: Depth, everywhere: Everywhere, threads: usize) -> Plan {
         let first = self.processes.take_recent();
+        // Reading everywhere also finds who was handed a socket that seemed settled.
+        let known = |entry: &&Entry| entry.settled && everywhere != Everywhere::Always;
+        let settled = self.ports.entries().filter(known).map(|entry| entry.socket.key).collect();
         let search = Search {
-            settled: self
-                .ports
-                .entries()
-                .filter(|entry| entry.settled)
-                .map(|entry| entry.socket.key)
-                .collect(),
+            settled,
             candidates: self.candidates(|entry| !entry.settled),
             first,
             everywhere,
+            when_free: WhenFree::Believe,
             connections: false,
             threads,
         };
@@ -430,7 +432,8 @@ impl Engine {
     }
 
     /// The look that answers a question. The daemon knows whom to ask; a one-shot verb reads every process.
-    pub fn plan_question(&self, question: &Question) -> Plan {
+    /// `thorough` says that the daemon may read every process too, where the port seems free.
+    pub fn plan_question(&self, question: &Question, thorough: bool) -> Plan {
         let ports = question.target().map(|target| target.ports.clone());
         let search = match self.watching {
             Watching::Once => Search::unprepared(),
@@ -439,11 +442,20 @@ impl Engine {
                 candidates: self.candidates(|entry| on_port(entry, ports.as_ref())),
                 first: self.likely_holders(ports.as_ref()),
                 everywhere: Everywhere::WhenNeeded,
+                when_free: match question.topic {
+                    Topic::Target(_) if thorough => WhenFree::Search,
+                    Topic::Target(_) => WhenFree::Say,
+                    Topic::All | Topic::Leaks => WhenFree::Believe,
+                },
                 ..Search::unprepared()
             },
         };
         let describe = match question.topic {
-            Topic::Leaks => Describe::Only(self.leaks.keys().copied().collect()),
+            Topic::Leaks => {
+                let suspect =
+                    |entry: &&Entry| matches!(entry.verdict, Some(Verdict::Leaked | Verdict::Grace));
+                Describe::Only(self.ports.entries().filter(suspect).map(|entry| entry.socket.key).collect())
+            }
             Topic::Target(_) | Topic::All => Describe::Everybody,
         };
         self.plan_with(
@@ -461,16 +473,12 @@ impl Engine {
         search: Search,
         describe: Describe,
     ) -> Plan {
-        let mount_pids = match search.everywhere {
-            Everywhere::Always => self.processes.pids().collect(),
-            _ => Vec::new(),
-        };
         Plan {
             query,
             only,
             inhabitants: None,
             netns_descriptors: self.netns_descriptors.clone(),
-            mount_pids,
+            netns_mounts: self.netns_mounts.clone(),
             search,
             describe,
         }

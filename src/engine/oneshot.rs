@@ -11,7 +11,7 @@ use crate::model::answer::Answer;
 pub fn answer(policy: Policy, reader: &Reader, question: &Question) -> Result<Answer, Unanswerable> {
     let mut engine = Engine::new(policy, reader.clock, Watching::Once);
     engine.process_list(look::processes(reader, &engine.known_processes()), reader.clock.now());
-    let findings = look::look(&engine.plan_question(question), reader)
+    let findings = look::look(&engine.plan_question(question, true), reader)
         .map_err(|error| Unanswerable::from_look(error, question))?;
     engine.findings(&findings);
     engine.answer(question, &findings)

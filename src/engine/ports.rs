@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use jiff::Timestamp;
 
 use crate::kernel::descriptors::Descriptor;
-use crate::kernel::look::Findings;
+use crate::kernel::look::{Findings, NetnsFound};
 use crate::kernel::sock_diag::{Depth, DiagQuery};
 use crate::model::claim::Verdict;
 use crate::model::netns::{Netns, NetnsKey};
@@ -24,13 +24,31 @@ pub(super) struct Entry {
     pub(super) settled: bool,
     /// The verdict at the last judgement.
     pub(super) verdict: Option<Verdict>,
+    /// The newest look that saw it: an older one says nothing against it.
+    seen_at: Timestamp,
+    /// The newest event that may have changed its holders: an older look does not know of it.
+    touched_at: Timestamp,
 }
 
 #[derive(Debug, Clone)]
 struct NetnsRecord {
     shown: Netns,
-    /// When it was last read: an older look says nothing against it.
-    read_at: Option<Timestamp>,
+    /// The newest look that met it.
+    seen_at: Timestamp,
+    /// When all its listeners were first read, and all its other sockets: what appears later was seen to appear.
+    listeners_since: Option<Timestamp>,
+    others_since: Option<Timestamp>,
+}
+
+impl NetnsRecord {
+    fn new(found: &NetnsFound, at: Timestamp) -> Self {
+        NetnsRecord { shown: found.shown.clone(), seen_at: at, listeners_since: None, others_since: None }
+    }
+
+    /// Since when the appearance of such a socket is noticed.
+    fn noticed_since(&self, socket: &Socket) -> Option<Timestamp> {
+        if is_shallow(socket) { self.listeners_since } else { self.others_since }
+    }
 }
 
 /// The port table.
@@ -44,46 +62,58 @@ pub(super) struct PortTable {
 
 impl PortTable {
     /// Takes over what a look saw. Sockets that the look would have seen and did not are gone; answers with those.
-    /// A look older than what is known of a namespace is ignored for that namespace.
+    /// Looks may arrive out of order: one says nothing against what a newer one saw.
     pub(super) fn apply(&mut self, findings: &Findings) -> Vec<Entry> {
+        let at = findings.taken_at;
         let mut read: HashMap<NetnsKey, HashSet<SocketKey>> = HashMap::new();
         for found in &findings.namespaces {
-            let read_before = self.netns.get(&found.key).and_then(|record| record.read_at);
-            if read_before.is_some_and(|read_at| read_at > findings.taken_at) {
-                continue;
+            let record = self.netns.entry(found.key).or_insert_with(|| NetnsRecord::new(found, at));
+            if record.seen_at <= at {
+                record.shown = found.shown.clone();
+                record.seen_at = at;
             }
-            let read_at = if found.sockets.is_some() { Some(findings.taken_at) } else { read_before };
-            self.netns.insert(found.key, NetnsRecord { shown: found.shown.clone(), read_at });
             let Some(sockets) = &found.sockets else { continue };
-            // A namespace read for the first time holds sockets of unknown age.
-            let since = read_before.map(|_| findings.taken_at);
+            let before = record.clone();
             for socket in sockets {
-                self.upsert(socket, since);
+                // What was there at the first reading is of unknown age.
+                let noticed = before.noticed_since(socket).is_some_and(|since| since < at);
+                self.upsert(socket, noticed.then_some(at), at);
             }
+            self.note_reading(found.key, &findings.query, at);
             read.insert(found.key, sockets.iter().map(|socket| socket.key).collect());
         }
         if findings.all_netns {
             let seen: HashSet<NetnsKey> = findings.namespaces.iter().map(|found| found.key).collect();
-            self.netns.retain(|key, record| {
-                seen.contains(key) || record.read_at.is_some_and(|at| at > findings.taken_at)
-            });
+            self.netns.retain(|key, record| seen.contains(key) || record.seen_at > at);
         }
-        let gone = self.remove_missing(&read, &findings.query);
+        let gone = self.remove_missing(&read, findings);
         for (key, holders) in &findings.holders {
-            self.set_holders(*key, holders.clone(), !holders.is_empty() || findings.read_everywhere);
+            self.take_holders(*key, holders, findings);
         }
         gone
+    }
+
+    fn note_reading(&mut self, netns: NetnsKey, query: &DiagQuery, at: Timestamp) {
+        let Some(record) = self.netns.get_mut(&netns).filter(|_| query.ports.is_none()) else { return };
+        record.listeners_since.get_or_insert(at);
+        if query.depth == Depth::Everything {
+            record.others_since.get_or_insert(at);
+        }
     }
 
     fn remove_missing(
         &mut self,
         read: &HashMap<NetnsKey, HashSet<SocketKey>>,
-        query: &DiagQuery,
+        findings: &Findings,
     ) -> Vec<Entry> {
         let missing = |entry: &Entry| {
             let key = entry.socket.key;
             match read.get(&key.netns) {
-                Some(alive) => covers(query, &entry.socket) && !alive.contains(&key),
+                Some(alive) => {
+                    covers(&findings.query, &entry.socket)
+                        && !alive.contains(&key)
+                        && entry.seen_at <= findings.taken_at
+                }
                 None => !self.netns.contains_key(&key.netns),
             }
         };
@@ -95,6 +125,18 @@ impl PortTable {
             gone.extend(self.entries.remove(&key));
         }
         gone
+    }
+
+    /// Holders that a look found. What an event told after the look began is kept beside them, to be looked at again.
+    fn take_holders(&mut self, key: SocketKey, found: &[Descriptor], findings: &Findings) {
+        let Some(entry) = self.entries.get(&key) else { return };
+        if entry.touched_at < findings.taken_at {
+            let settled = !found.is_empty() || findings.read_everywhere;
+            return self.set_holders(key, found.to_vec(), settled);
+        }
+        let mut both = entry.holders.clone();
+        both.extend(found.iter().filter(|held| !entry.holders.contains(held)));
+        self.set_holders(key, both, false);
     }
 
     fn set_holders(&mut self, key: SocketKey, holders: Vec<Descriptor>, settled: bool) {
@@ -114,14 +156,16 @@ impl PortTable {
         entry.settled = settled;
     }
 
-    fn upsert(&mut self, socket: &Socket, since: Option<Timestamp>) {
+    fn upsert(&mut self, socket: &Socket, since: Option<Timestamp>, at: Timestamp) {
         match self.entries.get_mut(&socket.key) {
+            Some(entry) if entry.seen_at > at => {}
             Some(entry) => {
                 // The same socket that now listens has been a listener since now.
                 if entry.socket.kind() != socket.kind() {
-                    entry.since = since;
+                    entry.since = Some(at);
                 }
                 entry.socket.clone_from(socket);
+                entry.seen_at = at;
             }
             None => {
                 let entry = Entry {
@@ -130,6 +174,8 @@ impl PortTable {
                     holders: Vec::new(),
                     settled: false,
                     verdict: None,
+                    seen_at: at,
+                    touched_at: Timestamp::MIN,
                 };
                 self.entries.insert(socket.key, entry);
             }
@@ -137,7 +183,7 @@ impl PortTable {
     }
 
     /// A process was made: it has its parent's sockets open too, until it closes them.
-    pub(super) fn forked(&mut self, parent: u32, child: u32) {
+    pub(super) fn forked(&mut self, parent: u32, child: u32, now: Timestamp) {
         let Some(keys) = self.by_pid.get(&parent).cloned() else { return };
         for key in &keys {
             if let Some(entry) = self.entries.get_mut(key) {
@@ -147,27 +193,27 @@ impl PortTable {
                     .find(|held| held.pid == parent)
                     .map(|held| Descriptor { pid: child, ..*held });
                 entry.holders.extend(inherited);
-                entry.settled = false;
+                (entry.settled, entry.touched_at) = (false, now);
             }
         }
         self.by_pid.insert(child, keys);
     }
 
     /// A process runs another program or ended: what it had open has to be looked at again. Answers whether there is any.
-    pub(super) fn unsettle(&mut self, pid: u32) -> bool {
+    pub(super) fn unsettle(&mut self, pid: u32, now: Timestamp) -> bool {
         let Some(keys) = self.by_pid.get(&pid) else { return false };
         for key in keys {
             if let Some(entry) = self.entries.get_mut(key) {
-                entry.settled = false;
+                (entry.settled, entry.touched_at) = (false, now);
             }
         }
         true
     }
 
     /// Every process may hold anything: events were lost.
-    pub(super) fn unsettle_all(&mut self) {
+    pub(super) fn unsettle_all(&mut self, now: Timestamp) {
         for entry in self.entries.values_mut() {
-            entry.settled = false;
+            (entry.settled, entry.touched_at) = (false, now);
         }
     }
 
@@ -213,12 +259,17 @@ impl PortTable {
     }
 }
 
+/// Whether the cheap look sees it.
+fn is_shallow(socket: &Socket) -> bool {
+    socket.protocol == Protocol::Udp || socket.kind() == ClaimKind::Listener
+}
+
 /// Whether a look of this kind would have seen the socket.
 fn covers(query: &DiagQuery, socket: &Socket) -> bool {
     let by_port = query.ports.as_ref().is_none_or(|ports| ports.contains(&socket.port));
     let by_depth = match (query.depth, socket.protocol) {
         (Depth::Everything, _) | (_, Protocol::Udp) => true,
-        (Depth::Listeners, Protocol::Tcp) => socket.kind() == ClaimKind::Listener,
+        (Depth::Listeners, Protocol::Tcp) => is_shallow(socket),
     };
     by_port && by_depth
 }
@@ -230,7 +281,6 @@ pub(crate) mod fixtures {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::kernel::look::NetnsFound;
     use crate::model::socket::SocketState;
 
     pub(crate) const NETNS: NetnsKey = NetnsKey { device: 4, inode: 7 };
@@ -272,6 +322,7 @@ pub(crate) mod fixtures {
             read_everywhere: false,
             processes_read: 0,
             netns_descriptors: None,
+            netns_mounts: None,
             processes: Vec::new(),
             described: HashMap::new(),
             gaps: Vec::new(),
@@ -338,10 +389,10 @@ mod tests {
         first.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
         table.apply(&first);
         assert!(table.get(&key).unwrap().settled);
-        table.forked(10, 11);
+        table.forked(10, 11, at(1));
         let entry = table.get(&key).unwrap();
         assert_eq!((entry.holders.len(), entry.settled), (2, false));
-        table.unsettle(99);
+        assert!(!table.unsettle(99, at(1)));
     }
 
     #[test]
@@ -355,5 +406,41 @@ mod tests {
         look.read_everywhere = true;
         table.apply(&look);
         assert!(table.get(&key).unwrap().settled);
+    }
+
+    #[test]
+    fn an_older_look_still_brings_what_a_newer_one_did_not_ask_for() {
+        let mut table = PortTable::default();
+        let mut newer = findings(5, Some(vec![listener(1, 80)]));
+        newer.query.ports = Some(80..=80);
+        table.apply(&newer);
+        let mut older = findings(4, Some(vec![listener(2, 90)]));
+        older.query.ports = Some(90..=90);
+        table.apply(&older);
+        assert_eq!(ports(&table), [80, 90]);
+    }
+
+    #[test]
+    fn a_question_about_one_port_says_nothing_of_the_age_of_others() {
+        let mut table = PortTable::default();
+        let mut question = findings(0, Some(vec![]));
+        question.query.ports = Some(3..=3);
+        table.apply(&question);
+        table.apply(&findings(2, Some(vec![listener(1, 80)])));
+        assert_eq!(table.entries().next().unwrap().since, None);
+    }
+
+    #[test]
+    fn a_look_does_not_undo_what_an_event_told_after_it_began() {
+        let mut table = PortTable::default();
+        let key = SocketKey { netns: NETNS, cookie: 1 };
+        let mut look = findings(0, Some(vec![listener(1, 80)]));
+        look.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
+        table.apply(&look);
+        table.forked(10, 11, at(3));
+        look.taken_at = at(2);
+        table.apply(&look);
+        let entry = table.get(&key).unwrap();
+        assert_eq!((entry.holders.len(), entry.settled), (2, false));
     }
 }

@@ -178,13 +178,17 @@ impl ProcessTable {
 
     /// Takes jobs from parents, and in a container from its oldest process, for processes met in no order.
     pub(super) fn settle_jobs(&mut self) {
-        let orphans: Vec<u32> =
-            self.records.iter().filter(|(_, record)| record.job.is_none()).map(|(pid, _)| *pid).collect();
-        let found: Vec<(u32, JobKey)> = orphans
-            .into_iter()
-            .filter_map(|pid| {
-                let job = self.ancestors(pid).find_map(|record| record.job.clone());
-                Some((pid, job.or_else(|| self.job_of_container(pid))?))
+        let by_container = self.jobs_of_containers();
+        let of_container = |record: &Record| {
+            record.container.as_deref().and_then(|id| by_container.get(id)).map(|job| (*job).clone())
+        };
+        let found: Vec<(u32, JobKey)> = self
+            .records
+            .iter()
+            .filter(|(_, record)| record.job.is_none())
+            .filter_map(|(pid, record)| {
+                let inherited = self.ancestors(*pid).find_map(|record| record.job.clone());
+                Some((*pid, inherited.or_else(|| of_container(record))?))
             })
             .collect();
         for (pid, job) in found {
@@ -195,10 +199,24 @@ impl ProcessTable {
     }
 
     /// A container whose first process is a job's was started for that job; processes put into it later belong to it.
-    fn job_of_container(&self, pid: u32) -> Option<JobKey> {
-        let container = self.records.get(&pid)?.container.as_ref()?;
-        let inside = self.records.values().filter(|record| record.container.as_ref() == Some(container));
-        inside.min_by_key(|record| record.start)?.own_job.clone()
+    fn jobs_of_containers(&self) -> HashMap<&str, &JobKey> {
+        let mut first: HashMap<&str, &Record> = HashMap::new();
+        for record in self.records.values() {
+            let Some(container) = record.container.as_deref() else { continue };
+            let oldest = first.entry(container).or_insert(record);
+            if record.start < oldest.start {
+                *oldest = record;
+            }
+        }
+        first
+            .into_iter()
+            .filter_map(|(container, record)| Some((container, record.own_job.as_ref()?)))
+            .collect()
+    }
+
+    /// The jobs that have a living process.
+    pub(super) fn jobs(&self) -> HashSet<&JobKey> {
+        self.records.values().filter_map(|record| record.job.as_ref()).collect()
     }
 
     fn ancestors(&self, pid: u32) -> impl Iterator<Item = &Record> {
@@ -300,11 +318,6 @@ impl ProcessTable {
     pub(super) fn glances(&self) -> HashMap<u32, Glance> {
         let glance = |record: &Record| Glance { start: record.start, comm: record.comm.clone() };
         self.records.iter().map(|(pid, record)| (*pid, glance(record))).collect()
-    }
-
-    /// Living processes.
-    pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
-        self.records.keys().copied()
     }
 
     /// How many processes are known.

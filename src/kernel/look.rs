@@ -11,7 +11,7 @@ use super::descriptors::{self, Descriptor, Scan};
 use super::mounts::{self, NetnsMount};
 use super::netns::{self, Inhabitants, NetnsEntry};
 use super::process::{self, Glance, Reader};
-use super::sock_diag::{self, DiagQuery};
+use super::sock_diag::{self, Depth, DiagQuery};
 use super::{Gap, Unreadable, links};
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::{Holder, Process};
@@ -28,6 +28,18 @@ pub enum Everywhere {
     Always,
 }
 
+/// What to do where no socket was found: a namespace may be kept alive by nothing but a descriptor, or by a mount that only
+/// another mount namespace has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFree {
+    /// Believe it: nobody asked for a certain port.
+    Believe,
+    /// Read all descriptors and mounts, and look into what they lead to.
+    Search,
+    /// That was done too short a time ago to do it again: say that it was not done.
+    Say,
+}
+
 /// How to look for the holders of the sockets that are found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Search {
@@ -39,6 +51,8 @@ pub struct Search {
     pub first: Vec<u32>,
     /// Whether to read all.
     pub everywhere: Everywhere,
+    /// What to do where no socket was found.
+    pub when_free: WhenFree,
     /// Whether connections and TIME_WAIT count, or only listeners and bound sockets.
     pub connections: bool,
     /// Threads that may read descriptors at once.
@@ -53,6 +67,7 @@ impl Search {
             candidates: HashMap::new(),
             first: Vec::new(),
             everywhere: Everywhere::Always,
+            when_free: WhenFree::Search,
             connections: true,
             threads: descriptors::all_cores(),
         }
@@ -81,8 +96,8 @@ pub struct Plan {
     pub inhabitants: Option<Inhabitants>,
     /// Namespaces that a descriptor is known to keep alive.
     pub netns_descriptors: BTreeMap<u64, Descriptor>,
-    /// Processes whose mount namespaces to search for mounted namespaces, beside this program's own.
-    pub mount_pids: Vec<u32>,
+    /// Namespaces that a mount elsewhere is known to keep alive.
+    pub netns_mounts: Vec<NetnsMount>,
     /// Holders.
     pub search: Search,
     /// Whose holders are to be described for people.
@@ -121,6 +136,8 @@ pub struct Findings {
     pub processes_read: usize,
     /// Namespaces that descriptors refer to; only after reading everywhere.
     pub netns_descriptors: Option<BTreeMap<u64, Descriptor>>,
+    /// Namespaces mounted in any mount namespace; only after reading everywhere.
+    pub netns_mounts: Option<Vec<NetnsMount>>,
     /// Processes met as holders by reading.
     pub processes: Vec<Process>,
     /// Holders, described for people, where that was asked for.
@@ -134,10 +151,11 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
     let own = netns::own()?;
     let taken_at = reader.clock.now();
     let mut gaps = Vec::new();
-    let mounts = mounts::everywhere(&plan.mount_pids).unwrap_or_else(|gap| {
+    let mut mounts = mounts::own().unwrap_or_else(|gap| {
         gaps.push(gap);
         Vec::new()
     });
+    mounts.extend(plan.netns_mounts.iter().cloned());
     let inhabitants = plan.inhabitants.clone().unwrap_or_else(|| inhabitants(&mut gaps));
     let mut look = Look { plan, own, inhabitants, mounts, namespaces: Vec::new(), gaps };
     look.visit(&look.entries(&plan.netns_descriptors)?);
@@ -151,6 +169,11 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
             look.visit(&fresh);
             look.search(&mut found);
         }
+    } else if plan.search.when_free == WhenFree::Say && look.nothing_found() {
+        look.gaps.push(Gap::HiddenNetns);
+    }
+    if plan.query.depth == Depth::Everything && !sock_diag::lists_bound_sockets() {
+        look.gaps.push(Gap::BoundSockets);
     }
     Ok(look.finish(taken_at, found, reader))
 }
@@ -208,6 +231,10 @@ impl Look<'_> {
         }
     }
 
+    fn nothing_found(&self) -> bool {
+        self.namespaces.iter().all(|netns| netns.sockets.as_ref().is_none_or(Vec::is_empty))
+    }
+
     /// The sockets that still want a holder, by inode.
     fn wanted(&self, found: &Holders) -> HashMap<u32, SocketKey> {
         let search = &self.plan.search;
@@ -235,7 +262,9 @@ impl Look<'_> {
         }
         let all = match search.everywhere {
             Everywhere::Never => false,
-            Everywhere::WhenNeeded => !wanted.is_empty(),
+            Everywhere::WhenNeeded => {
+                !wanted.is_empty() || (search.when_free == WhenFree::Search && self.nothing_found())
+            }
             Everywhere::Always => found.netns_descriptors.is_none() || !wanted.is_empty(),
         };
         if all {
@@ -245,6 +274,10 @@ impl Look<'_> {
                     self.gaps.retain(|gap| !gap.is_of_descriptors());
                     self.gaps.extend(scan.gaps());
                     found.netns_descriptors = Some(scan.netns.clone());
+                    match mounts::everywhere(&pids) {
+                        Ok(mounts) => self.mounts = mounts,
+                        Err(gap) => self.gaps.push(gap),
+                    }
                     found.processes_read = scan.read;
                     take(scan, &mut wanted, found);
                 }
@@ -284,6 +317,7 @@ impl Look<'_> {
             cgroups,
             read_everywhere: found.netns_descriptors.is_some(),
             processes_read: found.processes_read,
+            netns_mounts: found.netns_descriptors.is_some().then_some(self.mounts),
             netns_descriptors: found.netns_descriptors,
             processes: found.met.iter().filter_map(|pid| reader.read(*pid).ok()).collect(),
             holders: found.by_socket,

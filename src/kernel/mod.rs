@@ -81,11 +81,18 @@ pub enum Gap {
     Processes(String),
     /// Mounted namespaces.
     Mounts(String),
+    /// Namespaces kept alive by nothing but a descriptor, or by a mount elsewhere, were not looked for anew.
+    HiddenNetns,
     /// The kernel does not list bound sockets that do not listen.
     BoundSockets,
 }
 
 impl Gap {
+    /// Whether it is about namespaces as such, and holds until the next look into all of them.
+    pub fn lasts(&self) -> bool {
+        !self.is_of_descriptors() && *self != Gap::HiddenNetns && *self != Gap::BoundSockets
+    }
+
     /// Whether it is about who has what open.
     pub fn is_of_descriptors(&self) -> bool {
         matches!(self, Gap::Descriptors(_) | Gap::DescriptorsOfInit)
@@ -122,6 +129,10 @@ impl fmt::Display for Gap {
             }
             Gap::Processes(why) => write!(f, "the list of processes could not be read ({why})"),
             Gap::Mounts(why) => write!(f, "mounted network namespaces could not be listed ({why})"),
+            Gap::HiddenNetns => write!(
+                f,
+                "network namespaces that only an open file, or a mount of another mount namespace, keeps alive were looked for a short time ago and not again; ask again in some seconds"
+            ),
             Gap::BoundSockets => write!(
                 f,
                 "this kernel does not list TCP sockets that are bound and do not listen (Linux 6.8 does), so such a holder may be missing"

@@ -37,7 +37,7 @@ const BATCH: usize = 256;
 /// The kernel acknowledges at once or never.
 const ACK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What happened to a process. Threads are left out.
+/// What happened to a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessEvent {
     /// A process was made.
@@ -59,8 +59,13 @@ pub enum ProcessEvent {
         /// The new name.
         comm: String,
     },
-    /// A process ended.
+    /// A process ended, or only its first thread did: the kernel tells both alike.
     Exited {
+        /// The process.
+        pid: u32,
+    },
+    /// A thread that was not its process's first ended.
+    ThreadExited {
         /// The process.
         pid: u32,
     },
@@ -220,7 +225,8 @@ fn decode(event: &[u8]) -> Option<ProcessEvent> {
                 (true, false) => None,
             }
         }
-        EVENT_EXIT if !of_thread => Some(ProcessEvent::Exited { pid }),
+        EVENT_EXIT if of_thread => Some(ProcessEvent::ThreadExited { pid }),
+        EVENT_EXIT => Some(ProcessEvent::Exited { pid }),
         EVENT_NONE => None,
         _ => None,
     }
@@ -257,7 +263,10 @@ mod tests {
             decode_all(&event(EVENT_EXIT, &[20, 20, 0, 17, 0, 0])),
             [ProcessEvent::Exited { pid: 20 }]
         );
-        assert_eq!(decode_all(&event(EVENT_EXIT, &[21, 10, 0, 17, 0, 0])), []);
+        assert_eq!(
+            decode_all(&event(EVENT_EXIT, &[21, 10, 0, 17, 0, 0])),
+            [ProcessEvent::ThreadExited { pid: 10 }]
+        );
     }
 
     #[test]

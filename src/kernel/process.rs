@@ -20,7 +20,9 @@ use crate::model::process::{Holder, Process, ProcessId, Variables};
 
 /// An environment block is read up to this size: the kernel allows a quarter of the stack limit, 2 MiB by default (execve(2)).
 const ENVIRON_BYTES: u64 = 2 * 1024 * 1024;
-/// A command line is kept up to this size for attribution and for answers.
+/// A command line is kept up to this size for every process, for attribution,
+const KEPT_CMDLINE_BYTES: u64 = 2 * 1024;
+/// and read up to this size for answers.
 const CMDLINE_BYTES: u64 = 16 * 1024;
 
 /// What every look at processes needs: the listed variables, the boot clock, and memories of names.
@@ -57,7 +59,7 @@ impl Reader {
             id: ProcessId { pid, start: stat.starttime },
             ppid: u32::try_from(stat.ppid).unwrap_or(0),
             comm: stat.comm,
-            cmdline: read_file(&dir, "cmdline", CMDLINE_BYTES)
+            cmdline: read_file(&dir, "cmdline", KEPT_CMDLINE_BYTES)
                 .map_or_else(|_| Vec::new(), |bytes| split_cmdline(&bytes)),
             cgroup: cgroup_of(&dir),
             netns: netns::of_process(pid).ok(),

@@ -51,6 +51,18 @@ pub struct DiagQuery {
     pub depth: Depth,
 }
 
+/// Since when sock_diag lists TCP sockets that are bound and do not listen (`TCP_BOUND_INACTIVE`).
+const BOUND_SINCE: (u32, u32) = (6, 8);
+
+/// Whether this kernel lists them, by its version: only a bind of our own would prove it, and nobody asked for one.
+/// `sniffer doctor` tries it.
+pub fn lists_bound_sockets() -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= BOUND_SINCE
+}
+
 /// Dumps the sockets of the calling thread's network namespace, which the caller says is `netns`.
 /// Errors: a netlink error of the socket or the dump; a short dump is always an error.
 pub fn dump(netns: NetnsKey, query: &DiagQuery) -> io::Result<Vec<Socket>> {

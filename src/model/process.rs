@@ -18,6 +18,9 @@ pub struct ProcessId {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Variables(BTreeMap<String, String>);
 
+/// Of a value so much is kept: ids, names and addresses are shorter, and anybody can set a long one.
+const VALUE_BYTES: usize = 512;
+
 impl Variables {
     /// The value of a variable; an empty value counts as absent, since that is how jobs blank it.
     pub fn get(&self, name: &str) -> Option<&str> {
@@ -37,9 +40,9 @@ impl Variables {
             let mut parts = entry.splitn(2, |byte| *byte == b'=');
             let (Some(name), Some(value)) = (parts.next(), parts.next()) else { continue };
             if wanted(name) {
-                found
-                    .entry(String::from_utf8_lossy(name).into_owned())
-                    .or_insert_with(|| String::from_utf8_lossy(value).into_owned());
+                found.entry(String::from_utf8_lossy(name).into_owned()).or_insert_with(|| {
+                    String::from_utf8_lossy(value.get(..VALUE_BYTES).unwrap_or(value)).into_owned()
+                });
             }
         }
         Variables(found)

@@ -80,7 +80,7 @@ fn parse(text: &str) -> Result<Target, &'static str> {
     };
     let (address, ports) = match split_address(place)? {
         Some((address, ports)) => (Some(address), ports),
-        None => (None, place),
+        None => (None, place.strip_prefix("*:").or(place.strip_prefix(':')).unwrap_or(place)),
     };
     let ports = match ports.split_once('-') {
         Some((first, last)) => parse_port(first)?..=parse_port(last)?,
@@ -106,7 +106,8 @@ fn split_address(place: &str) -> Result<Option<(IpAddr, &str)>, &'static str> {
         return Err("an IPv6 address is written in brackets");
     }
     let address: Ipv4Addr = match address {
-        "*" | "" => return Ok(Some((Ipv4Addr::UNSPECIFIED.into(), port))),
+        // As ss(8) writes every address.
+        "*" | "" => return Ok(None),
         text => text.parse().map_err(|_| "the address is no IPv4 address (names are not looked up)")?,
     };
     Ok(Some((address.into(), port)))
@@ -145,6 +146,13 @@ mod tests {
     fn the_contracts_forms_are_read_and_shown_again() {
         for text in ["8081", "8081/udp", "127.0.0.1:8081", "[::1]:8081/tcp", "8000-8100", "1", "65535"] {
             assert_eq!(text.parse::<Target>().map(|target| target.to_string()), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_star_is_every_address_of_both_families() {
+        for text in ["*:8081", ":8081"] {
+            assert_eq!(text.parse::<Target>().unwrap().address, None);
         }
     }
 

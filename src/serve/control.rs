@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,6 +168,8 @@ impl ControlSocket {
             .write(true)
             .create(true)
             .truncate(false)
+            // Whoever can open it can hold the lock.
+            .mode(0o600)
             .open(&lock_path)
             .map_err(refused)?;
         if let Err(errno) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -179,9 +181,14 @@ impl ControlSocket {
             });
         }
         write_pid(&mut lock).map_err(refused)?;
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refused(error)),
-            _ => {}
+        match fs::symlink_metadata(path) {
+            Ok(meta) if meta.file_type().is_socket() => fs::remove_file(path).map_err(refused)?,
+            Ok(_) => {
+                return Err(refused(io::Error::other(
+                    "something else is there already, and it is no socket",
+                )));
+            }
+            Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(refused)?;
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(refused)?;

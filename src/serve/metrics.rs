@@ -223,7 +223,8 @@ fn leak_labels(leak: &Leak) -> [String; 7] {
     [
         leak.port.to_string(),
         leak.protocol.to_owned(),
-        leak.netns.name.as_deref().map_or_else(|| leak.netns.inode.to_string(), escaped),
+        // An inode is no label: each container would make a series of its own.
+        leak.netns.name.as_deref().map_or_else(|| "unnamed".to_owned(), escaped),
         leak.holder.as_ref().map(|(_, comm)| escaped(comm)).unwrap_or_default(),
         escaped(ci_of(leak)),
         job(|job| job.name.as_ref()),
