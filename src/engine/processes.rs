@@ -101,6 +101,11 @@ impl ProcessTable {
         let Process { id, ppid, comm, cmdline, cgroup, netns, variables_readable: readable, .. } = process;
         let same = |record: &&Record| record.start.is_none_or(|start| start == id.start);
         let known = self.records.get(&id.pid).filter(same);
+        // A reading may be later than the events told so far: while they know a living parent, that one counts.
+        let ppid = known
+            .map(|record| record.ppid)
+            .filter(|told| *told != 1 && self.records.contains_key(told))
+            .unwrap_or(ppid);
         let inherited = match known {
             Some(record) => record.job.clone(),
             None => self.job(ppid).filter(|_| ppid != 1).cloned(),
@@ -470,5 +475,14 @@ mod tests {
         table.exited(10, Timestamp::from_second(7).unwrap());
         assert!(table.is_newer(10, Timestamp::from_second(5).unwrap()));
         assert!(!table.is_newer(10, Timestamp::from_second(8).unwrap()));
+    }
+
+    #[test]
+    fn a_reading_that_is_ahead_of_the_events_does_not_lose_the_parent() {
+        let mut table = table();
+        table.forked(10, 11, NOW);
+        // Read when its parent had ended already, of which no event has told yet.
+        let _ = table.read(literal(11, 1, "server"), Some(job("a")), NOW);
+        assert_eq!(table.lineage(11).iter().map(|kin| kin.id.pid).collect::<Vec<_>>(), [11, 10, 1]);
     }
 }

@@ -52,11 +52,12 @@ pub fn open_directory() -> TempDir {
     directory
 }
 
-/// A program under another name: its name is what the kernel calls the process.
+/// A program under another name: the name it is called by is what the kernel calls the process. A link, since a copy that
+/// another test's fork still has open for writing cannot be run.
 pub fn program(directory: &TempDir, name: &str) -> String {
     let path = directory.path().join(name);
     if !path.exists() {
-        fs::copy(holder(), &path).unwrap();
+        std::os::unix::fs::symlink(holder(), &path).unwrap();
     }
     path.to_str().unwrap().to_owned()
 }
