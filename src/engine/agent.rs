@@ -44,7 +44,7 @@ const QUIET_REST: u32 = 400;
 const JUDGE_EVERY: Duration = Duration::from_millis(200);
 /// The status is made anew at least this often.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// An answer waits this long for the events before it: events that take longer are being lost.
+/// A look waits this long for the events before it: events that take longer are being lost.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// An answer that takes longer is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -68,7 +68,7 @@ enum Message {
     EventsLost,
     EventsEnded(String),
     Processes(ProcessList, Cost),
-    Looked(Result<Box<Findings>, Unreadable>, Cost, Purpose),
+    Looked(u32, Result<Box<Findings>, Unreadable>, Cost, Purpose),
     Ask(Question, Reply),
     Reload(Box<Policy>, Duration),
 }
@@ -94,7 +94,7 @@ fn measured<T>(work: impl FnOnce() -> T) -> (T, Cost) {
 #[derive(Debug)]
 enum Purpose {
     Interval(Depth),
-    Answer(u32, Question, Reply),
+    Answer(Question, Reply),
 }
 
 /// The way to ask the agent and to tell it of a new policy. Cheap to clone.
@@ -209,7 +209,7 @@ fn due(at: Option<Instant>, now: Instant) -> bool {
     at.is_none_or(|at| at <= now)
 }
 
-/// Answers that wait until the events before them have been told.
+/// Looks that wait until the events before them have been told: otherwise they would tell of processes whose past is not known.
 #[derive(Debug, Default)]
 struct Fences {
     last: u32,
@@ -221,8 +221,7 @@ struct Fences {
 struct Parked {
     findings: Result<Box<Findings>, Unreadable>,
     cost: Cost,
-    question: Question,
-    reply: Reply,
+    purpose: Purpose,
     until: Instant,
 }
 
@@ -312,17 +311,14 @@ impl<O: Outside> Loop<O> {
                 (status.up, status.why) = (false, Some(why));
             }
             Message::Processes(list, cost) => self.processes_listed(list, cost),
-            Message::Looked(findings, cost, Purpose::Answer(number, question, reply)) => {
-                let answer =
-                    Parked { findings, cost, question, reply, until: Instant::now() + FENCE_TIMEOUT };
+            Message::Looked(number, findings, cost, purpose) => {
+                let look = Parked { findings, cost, purpose, until: Instant::now() + FENCE_TIMEOUT };
                 if !self.events_up() || self.fences.arrived.remove(&number) {
-                    self.unpark(number, answer);
+                    self.looked(look);
                 } else {
-                    self.fences.parked.insert(number, answer);
+                    self.fences.parked.insert(number, look);
                 }
             }
-            Message::Looked(findings, cost, purpose) => self.looked(findings, cost, purpose),
-            // Before the first look the table is empty, and an answer from it would be a wrong "free".
             // Whoever asked has gone.
             Message::Ask(_, reply) if reply.is_closed() => {}
             Message::Ask(question, reply) if !self.ready => self.waiting.push((question, reply)),
@@ -337,8 +333,7 @@ impl<O: Outside> Loop<O> {
 
     fn look_for(&mut self, question: Question, reply: Reply) {
         let plan = self.engine.plan_question(&question, due(self.pace.next_thorough, Instant::now()));
-        self.fences.last = self.fences.last.wrapping_add(1);
-        self.look(plan, Purpose::Answer(self.fences.last, question, reply));
+        self.look(plan, Purpose::Answer(question, reply));
     }
 
     fn events_up(&self) -> bool {
@@ -348,16 +343,12 @@ impl<O: Outside> Loop<O> {
     /// Everything that happened before this look was over has been told.
     fn fence_arrived(&mut self, number: u32) {
         match self.fences.parked.remove(&number) {
-            Some(answer) => self.unpark(number, answer),
+            Some(look) => self.looked(look),
             None => drop(self.fences.arrived.insert(number)),
         }
     }
 
-    fn unpark(&mut self, number: u32, answer: Parked) {
-        self.looked(answer.findings, answer.cost, Purpose::Answer(number, answer.question, answer.reply));
-    }
-
-    /// Answers whose fence got lost wait no longer.
+    /// Looks whose fence got lost wait no longer.
     fn unpark_overdue(&mut self, now: Instant) {
         let overdue = |parked: &Parked| parked.until <= now;
         let numbers: Vec<u32> = self
@@ -370,7 +361,7 @@ impl<O: Outside> Loop<O> {
         for number in numbers {
             self.fence_arrived(number);
         }
-        // A fence that came after its answer was given up.
+        // Fences that came after their look was taken all the same.
         if self.fences.parked.is_empty() && self.fences.arrived.len() > 1000 {
             self.fences.arrived.clear();
         }
@@ -408,7 +399,7 @@ impl<O: Outside> Loop<O> {
         self.pace.listed = true;
     }
 
-    fn looked(&mut self, findings: Result<Box<Findings>, Unreadable>, cost: Cost, purpose: Purpose) {
+    fn looked(&mut self, Parked { findings, cost, purpose, .. }: Parked) {
         if let Purpose::Interval(depth) = purpose {
             self.pace.looking = false;
             let thorough =
@@ -432,7 +423,7 @@ impl<O: Outside> Loop<O> {
             Err(error) => {
                 let status = self.source(source::SOCKETS);
                 (status.up, status.why) = (false, Some(format!("{error:?}")));
-                if let Purpose::Answer(_, question, reply) = purpose {
+                if let Purpose::Answer(question, reply) = purpose {
                     let _ = reply.send(Err(Unanswerable::from_look(error, &question)));
                 }
                 return;
@@ -462,7 +453,7 @@ impl<O: Outside> Loop<O> {
                     self.look_for(question, reply);
                 }
             }
-            Purpose::Answer(_, question, reply) => {
+            Purpose::Answer(question, reply) => {
                 // Whoever asked may be gone.
                 let _ = reply.send(self.engine.answer(&question, &findings));
             }
@@ -525,24 +516,20 @@ impl<O: Outside> Loop<O> {
         self.look(plan, Purpose::Interval(depth));
     }
 
-    fn look(&self, plan: Plan, purpose: Purpose) {
+    fn look(&mut self, plan: Plan, purpose: Purpose) {
         let (reader, messages) = (Arc::clone(&self.reader), self.messages.clone());
-        let number = match purpose {
-            Purpose::Interval(_) => None,
-            Purpose::Answer(number, ..) => Some(number),
-        };
+        self.fences.last = self.fences.last.wrapping_add(1);
+        let number = self.fences.last;
         tokio::spawn(async move {
             let looked = tokio::task::spawn_blocking(move || {
                 let looked = measured(|| look::look(&plan, &reader).map(Box::new));
-                if let Some(number) = number {
-                    fence(number);
-                }
+                fence(number);
                 looked
             });
             let (findings, cost) = looked.await.unwrap_or_else(|error| {
                 (Err(Unreadable::Malformed(format!("the look failed: {error}"))), Cost::default())
             });
-            let _ = messages.send(Message::Looked(findings, cost, purpose)).await;
+            let _ = messages.send(Message::Looked(number, findings, cost, purpose)).await;
         });
     }
 }

@@ -13,7 +13,7 @@ pub mod status;
 
 pub use answer::Unanswerable;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use crate::judge::exempt::{self, Program};
 use crate::judge::leak::{self, HolderStanding, Judgement, Watching};
 use crate::kernel::Gap;
 use crate::kernel::clock::BootClock;
-use crate::kernel::descriptors::Descriptor;
+use crate::kernel::descriptors::{Descriptor, NetnsDescriptors};
 use crate::kernel::look::{Describe, Everywhere, Findings, Plan, ProcessList, Search, WhenFree};
 use crate::kernel::mounts::NetnsMount;
 use crate::kernel::proc_events::ProcessEvent;
@@ -134,7 +134,7 @@ pub struct Engine {
     jobs: JobTable,
     ports: PortTable,
     cgroups: HashMap<u64, String>,
-    netns_descriptors: BTreeMap<u64, Descriptor>,
+    netns_descriptors: NetnsDescriptors,
     netns_mounts: Vec<NetnsMount>,
     gaps: Gaps,
     /// When the list of processes was taken that was last told.
@@ -163,7 +163,7 @@ impl Engine {
             jobs: JobTable::default(),
             ports: PortTable::default(),
             cgroups: HashMap::new(),
-            netns_descriptors: BTreeMap::new(),
+            netns_descriptors: NetnsDescriptors::new(),
             netns_mounts: Vec::new(),
             gaps: Gaps::default(),
             listed_at: Timestamp::UNIX_EPOCH,

@@ -25,13 +25,26 @@ pub struct Descriptor {
     pub fd: u32,
 }
 
+/// Descriptors by the network namespace (nsfs inode) they refer to.
+pub type NetnsDescriptors = BTreeMap<u64, Vec<Descriptor>>;
+
+/// Ways into one namespace to keep: some are open for a moment only, while somebody looks in.
+const WAYS_KEPT: usize = 4;
+
+fn add_way(netns: &mut NetnsDescriptors, inode: u64, descriptor: Descriptor) {
+    let ways = netns.entry(inode).or_default();
+    if ways.len() < WAYS_KEPT && ways.iter().all(|way| way.pid != descriptor.pid) {
+        ways.push(descriptor);
+    }
+}
+
 /// What a walk over descriptors found.
 #[derive(Debug, Clone, Default)]
 pub struct Scan {
     /// By socket inode: every process that has it open, each with its lowest descriptor.
     pub sockets: HashMap<u32, Vec<Descriptor>>,
-    /// By nsfs inode: a descriptor that refers to that network namespace.
-    pub netns: BTreeMap<u64, Descriptor>,
+    /// By nsfs inode: descriptors that refer to that network namespace, of a few processes each, none of our own.
+    pub netns: NetnsDescriptors,
     /// Processes that could be read.
     pub read: usize,
     /// Processes that could not, for lack of rights, pid 1 left out.
@@ -51,7 +64,11 @@ impl Scan {
         for (inode, mut descriptors) in other.sockets {
             self.sockets.entry(inode).or_default().append(&mut descriptors);
         }
-        self.netns.extend(other.netns);
+        for (inode, ways) in other.netns {
+            for way in ways {
+                add_way(&mut self.netns, inode, way);
+            }
+        }
         self.read += other.read;
         self.denied += other.denied;
         self.denied_init |= other.denied_init;
@@ -127,10 +144,10 @@ fn scan_process(
                     holders.push(Descriptor { pid, fd });
                 }
             }
-            Link::Netns(inode) => {
-                scan.netns.entry(inode).or_insert(Descriptor { pid, fd });
+            Link::Netns(inode) if pid != std::process::id() => {
+                add_way(&mut scan.netns, inode, Descriptor { pid, fd });
             }
-            Link::Socket(_) | Link::Other => {}
+            Link::Socket(_) | Link::Netns(_) | Link::Other => {}
         }
     }
     Ok(())

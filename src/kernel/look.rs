@@ -3,11 +3,11 @@
 //! The one-shot verbs take one look; the daemon takes one at every interval and one for every question. What to look
 //! for is a [`Plan`] made of values, what was seen is [`Findings`]: the engine knows nothing of how.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 
-use super::descriptors::{self, Descriptor, Scan};
+use super::descriptors::{self, Descriptor, NetnsDescriptors, Scan};
 use super::mounts::{self, NetnsMount};
 use super::netns::{self, Inhabitants, NetnsEntry};
 use super::process::{self, Glance, Reader};
@@ -95,7 +95,7 @@ pub struct Plan {
     /// Namespaces with processes; `None` to ask every process anew, for a look that must not miss one.
     pub inhabitants: Option<Inhabitants>,
     /// Namespaces that a descriptor is known to keep alive.
-    pub netns_descriptors: BTreeMap<u64, Descriptor>,
+    pub netns_descriptors: NetnsDescriptors,
     /// Namespaces that a mount elsewhere is known to keep alive.
     pub netns_mounts: Vec<NetnsMount>,
     /// Holders.
@@ -135,7 +135,7 @@ pub struct Findings {
     /// Processes whose descriptors were read.
     pub processes_read: usize,
     /// Namespaces that descriptors refer to; only after reading everywhere.
-    pub netns_descriptors: Option<BTreeMap<u64, Descriptor>>,
+    pub netns_descriptors: Option<NetnsDescriptors>,
     /// Namespaces mounted in any mount namespace; only after reading everywhere.
     pub netns_mounts: Option<Vec<NetnsMount>>,
     /// Processes met as holders by reading.
@@ -191,12 +191,12 @@ struct Look<'a> {
 struct Holders {
     by_socket: HashMap<SocketKey, Vec<Descriptor>>,
     met: HashSet<u32>,
-    netns_descriptors: Option<BTreeMap<u64, Descriptor>>,
+    netns_descriptors: Option<NetnsDescriptors>,
     processes_read: usize,
 }
 
 impl Look<'_> {
-    fn entries(&self, descriptors: &BTreeMap<u64, Descriptor>) -> Result<Vec<NetnsEntry>, Unreadable> {
+    fn entries(&self, descriptors: &NetnsDescriptors) -> Result<Vec<NetnsEntry>, Unreadable> {
         let mut entries = netns::merge(self.own, &self.inhabitants, &self.mounts, descriptors);
         if let Some(only) = &self.plan.only {
             let inode = match only {

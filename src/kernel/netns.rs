@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sched::{CloneFlags, setns};
 
-use super::descriptors::Descriptor;
+use super::descriptors::{Descriptor, NetnsDescriptors};
 use super::mounts::NetnsMount;
 use super::{Gap, Unreadable, process};
 use crate::model::netns::{Netns, NetnsKey};
@@ -103,7 +103,7 @@ pub fn merge(
     own: NetnsKey,
     inhabitants: &Inhabitants,
     mounts: &[NetnsMount],
-    descriptors: &BTreeMap<u64, Descriptor>,
+    descriptors: &NetnsDescriptors,
 ) -> Vec<NetnsEntry> {
     let mut entries: BTreeMap<u64, NetnsEntry> = BTreeMap::new();
     let mut add = |inode: u64, name: Option<String>, kept_by: String, handle: PathBuf| {
@@ -126,8 +126,8 @@ pub fn merge(
         let kept_by = format!("mount {}", mount.mount_point.display());
         add(mount.inode, given_name(&mount.mount_point), kept_by, mount.reach.clone());
     }
-    for (inode, descriptor) in descriptors {
-        let Descriptor { pid, fd } = descriptor;
+    let ways = descriptors.iter().flat_map(|(inode, ways)| ways.iter().map(move |way| (inode, way)));
+    for (inode, Descriptor { pid, fd }) in ways {
         let handle = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
         add(*inode, None, format!("fd {fd} of process {pid}"), handle);
     }
@@ -235,7 +235,7 @@ mod tests {
         let inhabitants = Inhabitants::from([(5, vec![1]), (10, vec![2])]);
         let mounts =
             [NetnsMount { inode: 5, mount_point: "/run/netns/blue".into(), reach: "/run/netns/blue".into() }];
-        let descriptors = BTreeMap::from([(6, Descriptor { pid: 9, fd: 3 })]);
+        let descriptors = BTreeMap::from([(6, vec![Descriptor { pid: 9, fd: 3 }])]);
         let merged = merge(OWN, &inhabitants, &mounts, &descriptors);
         let names: Vec<_> =
             merged.iter().map(|entry| (entry.key.inode, entry.shown.name.as_deref())).collect();

@@ -105,7 +105,8 @@ impl Tree {
             let line = lines.next().expect("the tree says who is there").unwrap();
             let mut words = line.split(' ');
             let label = words.next().unwrap().to_owned();
-            let pid = words.next().unwrap().parse().unwrap();
+            let pid =
+                words.next().and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("who is {line:?}?"));
             members.insert(label, Held { pid, ports: words.filter_map(|word| word.parse().ok()).collect() });
         }
         Tree { child, stdin, members }
