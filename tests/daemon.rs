@@ -594,3 +594,24 @@ fn a_file_that_is_no_socket_is_never_deleted() {
     assert!(stderr.contains("no socket"), "{stderr}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
 }
+
+#[test]
+#[ignore = "needs root"]
+fn in_a_pid_namespace_it_polls_and_takes_no_event_for_its_own() {
+    // Another subscriber, so that the kernel sends events to whoever listens.
+    let _outside = Daemon::start("");
+    let directory = open_directory();
+    let config = format!(
+        "control.socket = \"{}\"\nmetrics.listen = \"\"\n",
+        directory.path().join("s.sock").display()
+    );
+    std::fs::write(directory.path().join("config.toml"), config).unwrap();
+    let log = std::fs::File::create(directory.path().join("log")).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child", common::SNIFFER, "daemon", "--config"]);
+    let child = command.arg(directory.path().join("config.toml")).stderr(log).spawn().unwrap();
+    let inside = Daemon { child, directory, metrics: String::new() };
+    eventually("it says that it polls", || {
+        inside.log().contains("processes are polled instead").then_some(())
+    });
+}

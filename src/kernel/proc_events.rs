@@ -1,11 +1,12 @@
 //! Process events without BPF: the proc connector (linux/cn_proc.h, linux/connector.h).
 //!
 //! It reports fork, exec, exit and renaming of every process of the host, to root in the initial pid and network
-//! namespaces. Elsewhere the kernel takes the subscription and never answers, hence the wait for its acknowledgement.
+//! namespaces. Elsewhere the kernel takes the subscription and stays silent, or passes on events meant for others: hence
+//! the wait for an event of our own.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netlink_sys::{Socket, SocketAddr};
 use rustix::net::RecvFlags;
@@ -34,7 +35,9 @@ const EVENT_EXIT: u32 = 0x8000_0000;
 const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 /// Events handed on at once.
 const BATCH: usize = 256;
-/// The kernel acknowledges at once or never.
+/// The fence that proves a subscription.
+const PROOF: u32 = u32::MAX;
+/// The proof arrives at once or never.
 const ACK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What happened to a process.
@@ -100,7 +103,7 @@ pub enum Unavailable {
     /// The privilege is missing.
     #[error("process events need CAP_NET_ADMIN in the host's first user namespace ({0}); run as root")]
     Denied(io::Error),
-    /// The kernel never acknowledged.
+    /// No event of our own arrived.
     #[error(
         "the kernel gives process events only in the host's first pid and network namespaces; run the agent outside of containers or with hostPID and hostNetwork"
     )]
@@ -111,7 +114,7 @@ pub enum Unavailable {
 }
 
 impl ProcEvents {
-    /// Subscribes, and waits for the kernel's word that it did.
+    /// Subscribes, and waits for the proof that events arrive and mean what they say.
     pub fn subscribe() -> Result<Self, Unavailable> {
         let mut socket = Socket::new(NETLINK_CONNECTOR).map_err(Unavailable::Failed)?;
         socket.bind(&SocketAddr::new(0, CN_IDX_PROC)).map_err(refused)?;
@@ -124,19 +127,28 @@ impl ProcEvents {
             .map_err(|errno| Unavailable::Failed(errno.into()))?;
         socket.send(&subscription(), 0).map_err(refused)?;
         let mut events = ProcEvents { socket, buffer: vec![0; 16 * 1024] };
-        events.wait_for_acknowledgement()?;
+        events.wait_for_proof()?;
         set_socket_timeout(as_fd(&events.socket), Timeout::Recv, None)
             .map_err(|errno| Unavailable::Failed(errno.into()))?;
         Ok(events)
     }
 
-    fn wait_for_acknowledgement(&mut self) -> Result<(), Unavailable> {
-        match self.receive(RecvFlags::empty()) {
-            Ok([]) => Err(Unavailable::Silent),
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Unavailable::Silent),
-            Err(error) => Err(Unavailable::Failed(error)),
+    /// Waits for a fence of our own. Any other event proves nothing: while somebody else is subscribed, the kernel sends
+    /// events to every socket of the group, and into a pid namespace with numbers that mean other processes there.
+    fn wait_for_proof(&mut self) -> Result<(), Unavailable> {
+        // Joined only by its end: a thread that cannot be started sends no proof.
+        let _ = std::thread::Builder::new().spawn(|| fence(PROOF)).map(std::thread::JoinHandle::join);
+        let end = Instant::now() + ACK_TIMEOUT;
+        while Instant::now() < end {
+            match self.receive_some() {
+                Ok(events) if events.contains(&ProcessEvent::Fence { number: PROOF }) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if means_lost(&error) => {}
+                Err(error) => return Err(Unavailable::Failed(error)),
+            }
         }
+        Err(Unavailable::Silent)
     }
 
     /// Waits for the next events, and takes along what else has arrived, up to a bound. Errors: `ENOBUFS` when events were
