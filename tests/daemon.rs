@@ -283,7 +283,8 @@ fn a_freed_port_is_free_and_a_bound_one_is_held_in_the_very_next_answer() {
         let port = listener.local_addr().unwrap().port().to_string();
         let answer = || json(&mut daemon.ask(&["who-holds", &port, "--netns", "host"])).1;
         let held = answer();
-        assert_eq!(holders(&held["claims"][0]), [std::process::id()], "{held:#}");
+        // A child that another test starts has it open too, between its fork and its exec.
+        assert!(holders(&held["claims"][0]).contains(&std::process::id()), "{held:#}");
         drop(listener);
         assert_eq!(answer()["claims"], Value::Array(vec![]));
     }

@@ -36,7 +36,7 @@ enum Verb {
         after_help = "Examples:\n  sniffer who-holds 8081\n  sniffer who-holds 127.0.0.1:8081/tcp --json\n  sniffer who-holds 8000-8100 --netns blue\n\nExit code: 0 held, 1 nobody holds it, 2 could not be answered."
     )]
     WhoHolds {
-        /// 8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100
+        #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
         target: String,
         #[command(flatten)]
         options: Options,

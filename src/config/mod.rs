@@ -1,4 +1,4 @@
-//! config.toml: TOML as written ([`document`]), then validated [`Settings`]. Every mistake is found at once, with its place.
+//! config.toml: TOML as written (`document`), then validated [`Settings`]. Every mistake is found at once, with its place.
 
 mod document;
 mod value;

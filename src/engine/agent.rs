@@ -290,6 +290,11 @@ impl<O: Outside> Loop<O> {
             Message::Events(events) => {
                 self.source(source::PROC).events += events.len() as u64;
                 for (event, read) in events {
+                    tracing::debug!(
+                        ?event,
+                        comm = read.as_ref().map(|process| process.comm.as_str()),
+                        "event"
+                    );
                     if let ProcessEvent::Fence { number } = event {
                         self.fence_arrived(number);
                     }

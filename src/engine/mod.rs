@@ -1,6 +1,6 @@
 //! The table of ports, processes and jobs, and the judgement over them. One owner; no I/O.
 //!
-//! The engine is told what was seen ([`Engine::events`], [`Engine::findings`], [`Engine::process_list`]), says what to look
+//! The engine is told what was seen ([`Engine::event`], [`Engine::findings`], [`Engine::process_list`]), says what to look
 //! at next ([`Engine::plan`]), and answers. The daemon does that for ever ([`agent`]), a one-shot verb once ([`oneshot`]).
 
 pub mod agent;
@@ -189,8 +189,9 @@ impl Engine {
             }
             ProcessEvent::Execed { pid } => {
                 self.ports.unsettle(pid, now);
-                if let Some(process) = read {
-                    self.meet(process, now);
+                match read {
+                    Some(process) => self.meet(process, now),
+                    None => self.processes.unread_exec(pid, now),
                 }
                 true
             }

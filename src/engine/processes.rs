@@ -134,6 +134,16 @@ impl ProcessTable {
         if reused { Pid::Reused } else { Pid::Kept }
     }
 
+    /// A process ran another program and could not be read: what it copied from its parent at fork is not true any more, but
+    /// for its descent and its job.
+    pub(super) fn unread_exec(&mut self, pid: u32, now: Timestamp) {
+        if let Some(record) = self.records.get_mut(&pid) {
+            record.comm.clear();
+            record.cmdline.clear();
+            record.touched = now;
+        }
+    }
+
     /// Processes and the namespaces they live in now.
     pub(super) fn moved(&mut self, netns: &[(u32, u64)]) {
         for (pid, inode) in netns {
@@ -484,5 +494,14 @@ mod tests {
         // Read when its parent had ended already, of which no event has told yet.
         let _ = table.read(literal(11, 1, "server"), Some(job("a")), NOW);
         assert_eq!(table.lineage(11).iter().map(|kin| kin.id.pid).collect::<Vec<_>>(), [11, 10, 1]);
+    }
+
+    #[test]
+    fn a_program_that_could_not_be_read_does_not_keep_its_parents_name() {
+        let mut table = table();
+        table.forked(10, 11, NOW);
+        assert_eq!(table.program(11).map(|(comm, _)| comm), Some("bash"));
+        table.unread_exec(11, NOW);
+        assert_eq!((table.program(11).map(|(comm, _)| comm), table.job(11)), (Some(""), Some(&job("a"))));
     }
 }

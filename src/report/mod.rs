@@ -1,6 +1,6 @@
 //! Text and JSON for people and scripts: the only place that prints.
 //!
-//! Every foreign string goes through [`Escaped`](crate::model::escape::Escaped) on its way into text.
+//! Every foreign string goes through [`Escaped`] on its way into text.
 
 mod findings;
 mod story;

@@ -214,7 +214,12 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
         let mut command = Command::new(SNIFFER);
         command.arg("daemon").arg("--config").arg(directory.path().join("config.toml"));
-        command.env_remove("JOURNAL_STREAM").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+            .env("SNIFFER_LOG", "sniffer=debug")
+            .env_remove("JOURNAL_STREAM")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         command
     }
 

@@ -91,4 +91,16 @@ mod tests {
     fn an_orphan_of_a_job_says_nothing_about_its_end() {
         assert_anchor(&GitHub, &[("server", true)], None);
     }
+
+    #[test]
+    fn a_forked_copy_of_the_worker_is_not_the_worker() {
+        let job = JobKey { ci: "github".to_owned(), id: "1".to_owned() };
+        let tree = [
+            ("server", true),
+            ("Runner.Worker", false),
+            ("Runner.Worker", false),
+            ("Runner.Listener", false),
+        ];
+        assert_eq!(GitHub.anchor(&super::super::fixtures::lineage(&tree, &job)), Some(2));
+    }
 }

@@ -83,9 +83,12 @@ pub fn recognize(systems: &[Arc<dyn System>], variables: &Variables) -> Option<(
     systems.iter().find_map(|system| Some((Arc::clone(system), system.recognize(variables)?)))
 }
 
-/// The nearest process of this name, the first of the lineage left out.
+/// The nearest process of this name, the first of the lineage left out. A child that was forked and has run nothing yet
+/// still bears its parent's name: of several in a row the topmost counts.
 fn nearest_named(lineage: &[Kin<'_>], comm: &str) -> Option<usize> {
-    lineage.iter().skip(1).position(|kin| kin.comm == comm).map(|index| index + 1)
+    let nearest = lineage.iter().skip(1).position(|kin| kin.comm == comm)? + 1;
+    let in_a_row = lineage.iter().skip(nearest).take_while(|kin| kin.comm == comm).count();
+    Some(nearest + in_a_row - 1)
 }
 
 /// The topmost process whose own variables name the job.
