@@ -101,7 +101,7 @@ fn a_connections_own_port_and_its_time_wait_are_claims() {
     let claim = only_claim(&connected);
     assert_eq!(claim["kind"], "connection");
     assert_eq!(claim["peer"]["port"], listener.local_addr().unwrap().port());
-    assert_eq!(holders(claim), [std::process::id()]);
+    assert!(holders(claim).contains(&std::process::id()), "{claim:#}");
     let (mut server, _) = listener.accept().unwrap();
     // Who closes first has the TIME_WAIT.
     client.shutdown(std::net::Shutdown::Write).unwrap();
@@ -147,9 +147,9 @@ fn a_process_that_was_handed_the_socket_is_a_holder() {
         started.join().unwrap()
     });
     let document = who_holds(listener.local_addr().unwrap().port());
-    let mut expected = vec![std::process::id(), sender.it().pid];
-    expected.sort_unstable();
-    assert_eq!(holders(only_claim(&document)), expected);
+    // A child that another test starts has it open too, between its fork and its exec.
+    let found = holders(only_claim(&document));
+    assert!([std::process::id(), sender.it().pid].iter().all(|pid| found.contains(pid)), "{document:#}");
 }
 
 fn send(stream: &UnixStream, listener: &TcpListener) {

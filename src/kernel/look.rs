@@ -136,7 +136,7 @@ pub struct Findings {
     pub processes_read: usize,
     /// Namespaces that descriptors refer to; only after reading everywhere.
     pub netns_descriptors: Option<NetnsDescriptors>,
-    /// Namespaces mounted in any mount namespace; only after reading everywhere.
+    /// Namespaces that only other mount namespaces have mounted; only after reading everywhere.
     pub netns_mounts: Option<Vec<NetnsMount>>,
     /// Processes met as holders by reading.
     pub processes: Vec<Process>,
@@ -163,6 +163,7 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
     look.search(&mut found);
     if let Some(descriptors) = &found.netns_descriptors {
         let seen: HashSet<NetnsKey> = look.namespaces.iter().map(|netns| netns.key).collect();
+        look.mounts.extend(found.netns_mounts.iter().flatten().cloned());
         let mut fresh = look.entries(descriptors)?;
         fresh.retain(|entry| !seen.contains(&entry.key));
         if !fresh.is_empty() {
@@ -192,6 +193,7 @@ struct Holders {
     by_socket: HashMap<SocketKey, Vec<Descriptor>>,
     met: HashSet<u32>,
     netns_descriptors: Option<NetnsDescriptors>,
+    netns_mounts: Option<Vec<NetnsMount>>,
     processes_read: usize,
 }
 
@@ -274,8 +276,8 @@ impl Look<'_> {
                     self.gaps.retain(|gap| !gap.is_of_descriptors());
                     self.gaps.extend(scan.gaps());
                     found.netns_descriptors = Some(scan.netns.clone());
-                    match mounts::everywhere(&pids) {
-                        Ok(mounts) => self.mounts = mounts,
+                    match mounts::elsewhere(&pids) {
+                        Ok(mounts) => found.netns_mounts = Some(mounts),
                         Err(gap) => self.gaps.push(gap),
                     }
                     found.processes_read = scan.read;
@@ -317,7 +319,7 @@ impl Look<'_> {
             cgroups,
             read_everywhere: found.netns_descriptors.is_some(),
             processes_read: found.processes_read,
-            netns_mounts: found.netns_descriptors.is_some().then_some(self.mounts),
+            netns_mounts: found.netns_mounts,
             netns_descriptors: found.netns_descriptors,
             processes: found.met.iter().filter_map(|pid| reader.read(*pid).ok()).collect(),
             holders: found.by_socket,

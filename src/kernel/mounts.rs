@@ -2,7 +2,7 @@
 //!
 //! Parsed by hand: it is read at every interval, and one odd line must not hide the others.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,15 +25,26 @@ pub fn own() -> Result<Vec<NetnsMount>, Gap> {
     Ok(parse(&text, Path::new("")))
 }
 
-/// Namespaces mounted in any mount namespace that one of these processes lives in, this process's own included.
-/// What vanishes or is closed to this user is left out: its processes are counted as gaps elsewhere.
-pub fn everywhere(pids: &[u32]) -> Result<Vec<NetnsMount>, Gap> {
-    let mut mounts = own()?;
+/// Ways into one namespace to keep: `ip netns exec` copies every mount for every program it runs.
+const WAYS_KEPT: usize = 2;
+
+/// Namespaces that are mounted in a mount namespace of one of these processes, and not in this program's own. What vanishes
+/// or is closed to this user is left out: its processes are counted as gaps elsewhere.
+pub fn elsewhere(pids: &[u32]) -> Result<Vec<NetnsMount>, Gap> {
+    let mut ways: HashMap<u64, usize> = own()?.into_iter().map(|mount| (mount.inode, WAYS_KEPT)).collect();
     let mut seen: HashSet<PathBuf> = fs::read_link("/proc/self/ns/mnt").into_iter().collect();
+    let mut mounts = Vec::new();
     for pid in pids {
         let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { continue };
-        if seen.insert(namespace) {
-            mounts.extend(of_process(*pid).unwrap_or_default());
+        if !seen.insert(namespace) {
+            continue;
+        }
+        for mount in of_process(*pid).unwrap_or_default() {
+            let kept = ways.entry(mount.inode).or_insert(0);
+            if *kept < WAYS_KEPT {
+                *kept += 1;
+                mounts.push(mount);
+            }
         }
     }
     Ok(mounts)
