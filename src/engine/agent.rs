@@ -290,11 +290,6 @@ impl<O: Outside> Loop<O> {
             Message::Events(events) => {
                 self.source(source::PROC).events += events.len() as u64;
                 for (event, read) in events {
-                    tracing::debug!(
-                        ?event,
-                        comm = read.as_ref().map(|process| process.comm.as_str()),
-                        "event"
-                    );
                     if let ProcessEvent::Fence { number } = event {
                         self.fence_arrived(number);
                     }
@@ -314,6 +309,7 @@ impl<O: Outside> Loop<O> {
                 tracing::error!("process events ended: {why}; processes are polled from now on");
                 let status = self.source(source::PROC);
                 (status.up, status.why) = (false, Some(why));
+                self.pace.next_processes = None;
             }
             Message::Processes(list, cost) => self.processes_listed(list, cost),
             Message::Looked(number, findings, cost, purpose) => {
@@ -326,6 +322,7 @@ impl<O: Outside> Loop<O> {
             }
             // Whoever asked has gone.
             Message::Ask(_, reply) if reply.is_closed() => {}
+            // Before the first look the table is empty, and an answer from it would be a wrong "free".
             Message::Ask(question, reply) if !self.ready => self.waiting.push((question, reply)),
             Message::Ask(question, reply) => self.look_for(question, reply),
             Message::Reload(policy, interval) => {
@@ -547,9 +544,11 @@ fn forward(mut events: ProcEvents, reader: &Reader, messages: &mpsc::Sender<Mess
     let mut headless = HashSet::new();
     loop {
         let sent = match events.receive_some() {
-            Ok(some) => messages
-                .blocking_send(Message::Events(with_readings(some, reader, &mut headless)))
-                .map_err(|_| Stopped),
+            Ok(some) => match with_readings(some, reader, &mut headless) {
+                // Threads, our own among them, come and go without a word.
+                events if events.is_empty() => Ok(()),
+                events => messages.blocking_send(Message::Events(events)).map_err(|_| Stopped),
+            },
             Err(error) if means_lost(&error) => {
                 messages.blocking_send(Message::EventsLost).map_err(|_| Stopped)
             }

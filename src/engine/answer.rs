@@ -130,7 +130,7 @@ impl Engine {
                 inode: socket.inode,
                 cookie: socket.key.cookie,
                 uid: socket.uid,
-                cgroup: socket.cgroup_id.and_then(|id| self.cgroups.get(&id).cloned()),
+                cgroup: socket.cgroup_id.and_then(|id| findings.cgroups.get(&id).cloned()),
             }),
             since: entry.since.map(|at| moved(at, step)),
             binder: None,

@@ -133,7 +133,6 @@ pub struct Engine {
     processes: ProcessTable,
     jobs: JobTable,
     ports: PortTable,
-    cgroups: HashMap<u64, String>,
     netns_descriptors: NetnsDescriptors,
     netns_mounts: Vec<NetnsMount>,
     gaps: Gaps,
@@ -162,7 +161,6 @@ impl Engine {
             processes: ProcessTable::default(),
             jobs: JobTable::default(),
             ports: PortTable::default(),
-            cgroups: HashMap::new(),
             netns_descriptors: NetnsDescriptors::new(),
             netns_mounts: Vec::new(),
             gaps: Gaps::default(),
@@ -308,7 +306,13 @@ impl Engine {
 
     /// What a look saw.
     pub fn findings(&mut self, findings: &Findings) {
-        self.counters.looked(findings);
+        if findings.read_everywhere {
+            for (key, holders) in &findings.holders {
+                if holders.is_empty() && !self.ports.is_known_orphan(key) {
+                    self.counters.attribution_failed("no_holder");
+                }
+            }
+        }
         let mut met = false;
         for process in &findings.processes {
             let known = self.processes.start(process.id.pid) == Some(process.id.start);
@@ -321,7 +325,6 @@ impl Engine {
             self.processes.settle_jobs();
         }
         self.ports.apply(findings);
-        self.cgroups.extend(findings.cgroups.iter().map(|(id, path)| (*id, path.clone())));
         if let Some(descriptors) = &findings.netns_descriptors {
             self.netns_descriptors.clone_from(descriptors);
             self.gaps.descriptors =
@@ -421,7 +424,7 @@ impl Engine {
             candidates: self.candidates(|entry| !entry.settled),
             first,
             everywhere,
-            when_free: WhenFree::Believe,
+            when_free: WhenFree::Say,
             connections: false,
             threads,
         };
@@ -443,11 +446,7 @@ impl Engine {
                 candidates: self.candidates(|entry| on_port(entry, ports.as_ref())),
                 first: self.likely_holders(ports.as_ref()),
                 everywhere: Everywhere::WhenNeeded,
-                when_free: match question.topic {
-                    Topic::Target(_) if thorough => WhenFree::Search,
-                    Topic::Target(_) => WhenFree::Say,
-                    Topic::All | Topic::Leaks => WhenFree::Believe,
-                },
+                when_free: if thorough { WhenFree::Search } else { WhenFree::Say },
                 ..Search::unprepared()
             },
         };
@@ -459,12 +458,9 @@ impl Engine {
             }
             Topic::Target(_) | Topic::All => Describe::Everybody,
         };
-        self.plan_with(
-            DiagQuery { ports, depth: Depth::Everything },
-            question.netns.clone(),
-            search,
-            describe,
-        )
+        let query = DiagQuery { ports, depth: Depth::Everything };
+        let plan = self.plan_with(query, question.netns.clone(), search, describe);
+        Plan { target: question.target().cloned(), ..plan }
     }
 
     fn plan_with(
@@ -476,6 +472,7 @@ impl Engine {
     ) -> Plan {
         Plan {
             query,
+            target: None,
             only,
             inhabitants: None,
             netns_descriptors: self.netns_descriptors.clone(),
@@ -502,20 +499,19 @@ impl Engine {
 
     /// For `list`: sockets that no process had open when all were read. Whoever asks for one port waits for another reading.
     fn known_orphans(&self, question: &Question) -> HashSet<SocketKey> {
-        let orphaned = |entry: &&Entry| entry.settled && entry.holders.is_empty();
         match question.topic {
             Topic::Target(_) => HashSet::new(),
             Topic::All | Topic::Leaks => {
-                self.ports.entries().filter(orphaned).map(|entry| entry.socket.key).collect()
+                let keys = self.ports.entries().map(|entry| entry.socket.key);
+                keys.filter(|key| self.ports.is_known_orphan(key)).collect()
             }
         }
     }
 
     /// The processes that have something else open on these ports (the listener of a connection), and the newest ones.
     fn likely_holders(&self, ports: Option<&RangeInclusive<u16>>) -> Vec<u32> {
-        let on_port = |entry: &&Entry| ports.is_none_or(|ports| ports.contains(&entry.socket.port));
-        let holding =
-            self.ports.entries().filter(on_port).flat_map(|entry| &entry.holders).map(|held| held.pid);
+        let of_interest = self.ports.entries().filter(|entry| on_port(entry, ports));
+        let holding = of_interest.flat_map(|entry| &entry.holders).map(|held| held.pid);
         holding.chain(self.processes.recent()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 

@@ -61,9 +61,9 @@ pub(super) struct PortTable {
 }
 
 impl PortTable {
-    /// Takes over what a look saw. Sockets that the look would have seen and did not are gone; answers with those.
+    /// Takes over what a look saw. Sockets that the look would have seen and did not are gone.
     /// Looks may arrive out of order: one says nothing against what a newer one saw.
-    pub(super) fn apply(&mut self, findings: &Findings) -> Vec<Entry> {
+    pub(super) fn apply(&mut self, findings: &Findings) {
         let at = findings.taken_at;
         let mut read: HashMap<NetnsKey, HashSet<SocketKey>> = HashMap::new();
         for found in &findings.namespaces {
@@ -86,11 +86,10 @@ impl PortTable {
             let seen: HashSet<NetnsKey> = findings.namespaces.iter().map(|found| found.key).collect();
             self.netns.retain(|key, record| seen.contains(key) || record.seen_at > at);
         }
-        let gone = self.remove_missing(&read, findings);
+        self.remove_missing(&read, findings);
         for (key, holders) in &findings.holders {
             self.take_holders(*key, holders, findings);
         }
-        gone
     }
 
     fn note_reading(&mut self, netns: NetnsKey, query: &DiagQuery, at: Timestamp) {
@@ -101,11 +100,7 @@ impl PortTable {
         }
     }
 
-    fn remove_missing(
-        &mut self,
-        read: &HashMap<NetnsKey, HashSet<SocketKey>>,
-        findings: &Findings,
-    ) -> Vec<Entry> {
+    fn remove_missing(&mut self, read: &HashMap<NetnsKey, HashSet<SocketKey>>, findings: &Findings) {
         let missing = |entry: &Entry| {
             let key = entry.socket.key;
             match read.get(&key.netns) {
@@ -119,12 +114,10 @@ impl PortTable {
         };
         let keys: Vec<SocketKey> =
             self.entries.values().filter(|entry| missing(entry)).map(|entry| entry.socket.key).collect();
-        let mut gone = Vec::with_capacity(keys.len());
         for key in keys {
             self.set_holders(key, Vec::new(), false);
-            gone.extend(self.entries.remove(&key));
+            self.entries.remove(&key);
         }
-        gone
     }
 
     /// Holders that a look found. What an event told after the look began is kept beside them, to be looked at again.
@@ -234,6 +227,11 @@ impl PortTable {
     /// One socket.
     pub(super) fn get(&self, key: &SocketKey) -> Option<&Entry> {
         self.entries.get(key)
+    }
+
+    /// Whether no process had it open when all were read, and nothing happened since.
+    pub(super) fn is_known_orphan(&self, key: &SocketKey) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.settled && entry.holders.is_empty())
     }
 
     /// What documents show of a namespace.
@@ -356,8 +354,7 @@ mod tests {
         table.apply(&findings(0, Some(vec![listener(1, 80), listener(2, 90)])));
         let mut narrow = findings(1, Some(vec![]));
         narrow.query = DiagQuery { ports: Some(90..=90), depth: Depth::Listeners };
-        let gone = table.apply(&narrow);
-        assert_eq!(gone.len(), 1);
+        table.apply(&narrow);
         assert_eq!(ports(&table), [80]);
     }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Engine, Leak};
-use crate::kernel::look::Findings;
 use crate::model::job::JobState;
 use crate::model::socket::{ClaimKind, Protocol};
 
@@ -25,15 +24,6 @@ impl Counters {
 
     pub(super) fn attribution_failed(&mut self, reason: &'static str) {
         *self.attribution_failures.entry(reason).or_insert(0) += 1;
-    }
-
-    pub(super) fn looked(&mut self, findings: &Findings) {
-        if findings.read_everywhere {
-            let orphans = findings.holders.values().filter(|holders| holders.is_empty()).count();
-            for _ in 0..orphans {
-                self.attribution_failed("no_holder");
-            }
-        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::{Gap, Unreadable, links};
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::{Holder, Process};
 use crate::model::socket::{ClaimKind, Socket, SocketKey};
+use crate::model::target::Target;
 
 /// Whether to read the descriptors of every process of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +29,10 @@ pub enum Everywhere {
     Always,
 }
 
-/// What to do where no socket was found: a namespace may be kept alive by nothing but a descriptor, or by a mount that only
-/// another mount namespace has.
+/// What to do where the target seems free: a namespace may be kept alive by nothing but a descriptor, or by a mount that
+/// only another mount namespace has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFree {
-    /// Believe it: nobody asked for a certain port.
-    Believe,
     /// Read all descriptors and mounts, and look into what they lead to.
     Search,
     /// That was done too short a time ago to do it again: say that it was not done.
@@ -51,7 +50,7 @@ pub struct Search {
     pub first: Vec<u32>,
     /// Whether to read all.
     pub everywhere: Everywhere,
-    /// What to do where no socket was found.
+    /// What to do where the target seems free.
     pub when_free: WhenFree,
     /// Whether connections and TIME_WAIT count, or only listeners and bound sockets.
     pub connections: bool,
@@ -90,6 +89,8 @@ pub enum Describe {
 pub struct Plan {
     /// Sockets to ask the kernel for.
     pub query: DiagQuery,
+    /// What somebody asks about, and wants to be told of wherever it is held.
+    pub target: Option<Target>,
     /// Only this namespace.
     pub only: Option<NetnsSelector>,
     /// Namespaces with processes; `None` to ask every process anew, for a look that must not miss one.
@@ -170,7 +171,7 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
             look.visit(&fresh);
             look.search(&mut found);
         }
-    } else if plan.search.when_free == WhenFree::Say && look.nothing_found() {
+    } else if plan.search.when_free == WhenFree::Say && look.seems_free() {
         look.gaps.push(Gap::HiddenNetns);
     }
     if plan.query.depth == Depth::Everything && !sock_diag::lists_bound_sockets() {
@@ -233,8 +234,12 @@ impl Look<'_> {
         }
     }
 
-    fn nothing_found(&self) -> bool {
-        self.namespaces.iter().all(|netns| netns.sockets.as_ref().is_none_or(Vec::is_empty))
+    /// Whether a port was asked for that nothing takes so far, where a namespace not yet known could matter.
+    fn seems_free(&self) -> bool {
+        let Some(target) = &self.plan.target else { return false };
+        let elsewhere = self.plan.only.is_none() || self.namespaces.is_empty();
+        let mut sockets = self.namespaces.iter().flat_map(|netns| netns.sockets.iter().flatten());
+        elsewhere && !sockets.any(|socket| target.matches(socket))
     }
 
     /// The sockets that still want a holder, by inode.
@@ -265,7 +270,7 @@ impl Look<'_> {
         let all = match search.everywhere {
             Everywhere::Never => false,
             Everywhere::WhenNeeded => {
-                !wanted.is_empty() || (search.when_free == WhenFree::Search && self.nothing_found())
+                !wanted.is_empty() || (search.when_free == WhenFree::Search && self.seems_free())
             }
             Everywhere::Always => found.netns_descriptors.is_none() || !wanted.is_empty(),
         };
