@@ -109,16 +109,35 @@ fn a_process_that_blanked_its_variables_keeps_the_job_it_came_from() {
     let _alone = one_runner_on_this_host();
     let daemon = Daemon::start("");
     let programs = open_directory();
+    let (worker, bash) = (program(&programs, "Runner.Worker"), program(&programs, "bash"));
     let server = program(&programs, "evader");
-    let clear =
-        ["unset:RUNNER_TRACKING_ID", "unset:GITHUB_JOB", "unset:GITHUB_RUN_ID", "unset:GITHUB_REPOSITORY"];
-    let mut actions = clear.to_vec();
-    actions.extend(["--", &server, "server", "setsid", "tcp:127.0.0.1:0"]);
-    let tree = github(&programs, "github_evader", &actions);
+    let mut command = Command::new(worker);
+    command.args([
+        "worker",
+        "env:RUNNER_TRACKING_ID=github_evader",
+        "env:GITHUB_JOB=test",
+        "--",
+        &bash,
+        "step",
+    ]);
+    command.args([
+        "unset:RUNNER_TRACKING_ID",
+        "unset:GITHUB_JOB",
+        "--",
+        &server,
+        "server",
+        "setsid",
+        "tcp:127.0.0.1:0",
+    ]);
+    let tree = Tree::start(&mut command, &["worker", "step", "server"]);
+    let port = tree.get("server").port();
     // In the first answer: a question waits for the events that came before it.
-    let (_, claim) = verdict(&daemon, tree.get("server").port());
-    assert_eq!(claim["job"]["id"], "github_evader");
-    assert_eq!(claim["verdict"], "healthy");
+    let (healthy, claim) = verdict(&daemon, port);
+    assert_eq!((healthy.as_str(), &claim["job"]["id"]), ("healthy", &"github_evader".into()), "{claim:#}");
+    tree.get("step").kill();
+    eventually("the step is gone", || (!tree.get("step").is_alive()).then_some(()));
+    let (healthy, claim) = verdict(&daemon, port);
+    assert_eq!((healthy.as_str(), &claim["job"]["id"]), ("healthy", &"github_evader".into()), "{claim:#}");
 }
 
 #[test]
