@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{Failure, environment};
@@ -34,20 +35,14 @@ pub(super) enum Whom {
 
 /// Asks.
 pub(super) fn ask(question: &Question, whom: Whom) -> Result<Answer, Failure> {
-    let settings = config::load(None).unwrap_or_else(|error| {
-        report::complain(&format!("{error}; using the defaults (`sniffer check-config` names each)"));
-        Settings::default()
-    });
-    let socket = environment("SNIFFER_SOCKET").map_or_else(|| settings.socket.clone(), PathBuf::from);
-    match ask_daemon(&socket, question) {
+    if whom == Whom::Daemon {
+        return ask_daemon_only(&path(question), "it alone knows which jobs have ended");
+    }
+    let settings = settings();
+    let socket = socket(&settings);
+    match ask_daemon(&socket, &path(question)) {
         Ok(answer) => return Ok(answer),
         Err(NoAnswer::Refused(why)) => return Err(why),
-        Err(NoAnswer::Absent(why)) if whom == Whom::Daemon => {
-            return Err(format!(
-                "no sniffer daemon answers at {} ({why}); it alone knows which jobs have ended: start it with `sniffer daemon` or `systemctl start sniffer`",
-                socket.display()
-            ));
-        }
         Err(NoAnswer::Absent(error)) if is_absence(&error) => {}
         Err(NoAnswer::Absent(error)) => {
             report::complain(&format!(
@@ -59,6 +54,29 @@ pub(super) fn ask(question: &Question, whom: Whom) -> Result<Answer, Failure> {
     let systems = settings.systems();
     let reader = Reader::new(systems.iter().flat_map(|system| system.variables()));
     oneshot::answer(settings.policy(), &reader, question).map_err(|why| why.to_string())
+}
+
+/// Asks what only a daemon can answer, and says why.
+pub(super) fn ask_daemon_only<T: DeserializeOwned>(path: &str, why_it: &str) -> Result<T, Failure> {
+    let socket = socket(&settings());
+    ask_daemon(&socket, path).map_err(|error| match error {
+        NoAnswer::Refused(why) => why,
+        NoAnswer::Absent(why) => format!(
+            "no sniffer daemon answers at {} ({why}); {why_it}: start it with `sniffer daemon` or `systemctl start sniffer`",
+            socket.display()
+        ),
+    })
+}
+
+fn settings() -> Settings {
+    config::load(None).unwrap_or_else(|error| {
+        report::complain(&format!("{error}; using the defaults (`sniffer check-config` names each)"));
+        Settings::default()
+    })
+}
+
+fn socket(settings: &Settings) -> PathBuf {
+    environment("SNIFFER_SOCKET").map_or_else(|| settings.socket.clone(), PathBuf::from)
 }
 
 enum NoAnswer {
@@ -73,14 +91,14 @@ fn is_absence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-fn ask_daemon(socket: &std::path::Path, question: &Question) -> Result<Answer, NoAnswer> {
+fn ask_daemon<T: DeserializeOwned>(socket: &std::path::Path, path: &str) -> Result<T, NoAnswer> {
     if !socket.exists() {
         return Err(NoAnswer::Absent(io::ErrorKind::NotFound.into()));
     }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(NoAnswer::Absent)?;
     let (status, body) = runtime.block_on(async {
-        tokio::time::timeout(TIMEOUT, fetch(socket, &path(question)))
+        tokio::time::timeout(TIMEOUT, fetch(socket, path))
             .await
             .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
             .map_err(NoAnswer::Absent)

@@ -13,13 +13,15 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::{ANSWERED, Failure, environment};
-use crate::config::{self, ConfigError, Events, Settings};
+use crate::config::{self, ConfigError, Settings};
 use crate::engine::agent::{Agent, Outside, Watch};
-use crate::engine::{Leak, Notice, Question, Topic};
+use crate::engine::{Leak, Notice, Question, Sharing, Topic};
 use crate::kernel::memory;
 use crate::kernel::process::Reader;
+use crate::model::conflict::Conflict;
 use crate::model::escape::Escaped;
 use crate::model::job::{Job, JobState};
+use crate::model::netns::Netns;
 use crate::model::socket::Protocol;
 use crate::model::target::Target;
 use crate::report;
@@ -80,7 +82,7 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
         ControlSocket::bind(&settings.socket, settings.socket_mode).map_err(|error| error.to_string())?;
     let systems = settings.systems();
     let reader = Arc::new(Reader::new(systems.iter().flat_map(|system| system.variables())));
-    let watch = Watch { events: settings.events != Events::Poll, interval: settings.interval };
+    let watch = Watch { events: settings.sources(), interval: settings.interval };
     let (mut agent, task) = Agent::start(settings.policy(), watch, reader, Journal::new());
     tokio::spawn(http::serve_unix(listener, control::router(agent.clone())));
     if let Some(address) = settings.listen {
@@ -244,6 +246,8 @@ impl Outside for Journal {
         match notice {
             Notice::Job(state, job) => log_job(*state, job),
             Notice::Leak(leaked, leak) => log_leak(*leaked, leak),
+            Notice::Conflict(conflict) => log_conflict(conflict),
+            Notice::Shared(shared, sharing) => log_sharing(*shared, sharing),
         }
     }
 
@@ -274,47 +278,83 @@ fn log_job(state: JobState, job: &Job) {
 }
 
 fn log_leak(leaked: bool, leak: &Leak) {
-    let pid = leak.holder.as_ref().map(|(pid, _)| *pid);
-    let comm = escaped(leak.holder.as_ref().map(|(_, comm)| comm.as_str()));
     let job = leak.job.as_ref();
-    let ci = escaped(job.map(|job| job.ci.as_str()));
-    let id = escaped(job.map(|job| job.id.as_str()));
-    let name = escaped(job.and_then(|job| job.name.as_deref()));
-    let repository = escaped(job.and_then(|job| job.repository.as_deref()));
-    let netns = leak
-        .netns
-        .name
-        .as_deref()
-        .map_or_else(|| leak.netns.inode.to_string(), |name| Escaped(name).to_string());
     let (port, protocol, reason) = (leak.port, leak.protocol, &leak.reason);
-    if leaked {
+    let (event, words) =
+        if leaked { ("leak", "has leaked") } else { ("leak_resolved", "has not leaked any more") };
+    macro_rules! log {
+        ($level:ident) => {
+            tracing::$level!(
+                event,
+                port,
+                protocol,
+                netns = netns_words(&leak.netns),
+                pid = leak.holder.as_ref().map(|(pid, _)| *pid),
+                comm = escaped(leak.holder.as_ref().map(|(_, comm)| comm.as_str())),
+                ci = escaped(job.map(|job| job.ci.as_str())),
+                job_id = escaped(job.map(|job| job.id.as_str())),
+                job = escaped(job.and_then(|job| job.name.as_deref())),
+                repository = escaped(job.and_then(|job| job.repository.as_deref())),
+                reason,
+                "port {port}/{protocol} {words}"
+            )
+        };
+    }
+    if leaked { log!(warn) } else { log!(info) }
+}
+
+fn netns_words(netns: &Netns) -> String {
+    netns.name.as_deref().map_or_else(|| netns.inode.to_string(), |name| Escaped(name).to_string())
+}
+
+/// One line for a refusal and all that repeat it.
+fn log_conflict(conflict: &Conflict) {
+    let loser = &conflict.loser;
+    let blocker = conflict.blockers.first().and_then(|claim| claim.holders.first());
+    let (port, protocol) = (conflict.port, conflict.protocol.as_str());
+    tracing::warn!(
+        event = "conflict",
+        port,
+        protocol,
+        call = conflict.call.as_str(),
+        netns = netns_words(&conflict.netns),
+        errno = conflict.errno.as_deref(),
+        errno_known = conflict.errno_known,
+        cause = conflict.cause.as_str(),
+        attempts = conflict.attempts,
+        pid = loser.pid,
+        comm = escaped(loser.comm.as_deref()),
+        job_id = escaped(loser.job.as_ref().map(|job| job.id.as_str())),
+        blocker_pid = blocker.map(|holder| holder.pid),
+        blocker_comm = escaped(blocker.and_then(|holder| holder.comm.as_deref())),
+        "a {} of port {port}/{protocol} failed: {}",
+        conflict.call.as_str(),
+        Escaped(&conflict.explanation)
+    );
+}
+
+fn log_sharing(shared: bool, sharing: &Sharing) {
+    let (port, protocol) = (sharing.port, sharing.protocol.as_str());
+    let jobs: Vec<String> =
+        sharing.jobs.iter().map(|job| Escaped(job.name.as_deref().unwrap_or(&job.id)).to_string()).collect();
+    let (jobs, netns) = (jobs.join(", "), netns_words(&sharing.netns));
+    if shared {
         tracing::warn!(
-            event = "leak",
+            event = "shared",
             port,
             protocol,
             netns,
-            pid,
-            comm,
-            ci,
-            job_id = id,
-            job = name,
-            repository,
-            reason,
-            "port {port}/{protocol} has leaked"
+            jobs,
+            "port {port}/{protocol} is shared silently by several jobs"
         );
     } else {
         tracing::info!(
-            event = "leak_resolved",
+            event = "shared_resolved",
             port,
             protocol,
             netns,
-            pid,
-            comm,
-            ci,
-            job_id = id,
-            job = name,
-            repository,
-            "port {port}/{protocol} has not leaked any more"
+            jobs,
+            "port {port}/{protocol} is shared no more"
         );
     }
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{ANSWERED, Failure, OTHERWISE, printed};
 use crate::config;
+use crate::kernel::bpf::{self, Gain};
 use crate::kernel::proc_events::ProcEvents;
 use crate::kernel::sock_diag::{Depth, DiagQuery};
 use crate::kernel::{capability, cgroup, netns, sock_diag};
@@ -19,8 +20,8 @@ struct Document {
 
 /// Tries, and tells.
 pub(super) fn run(json: bool) -> Result<u8, Failure> {
-    let mut checks =
-        vec![sockets(), bound_sockets(), process_events(), control_groups(), ebpf(), configuration()];
+    let mut checks = vec![sockets(), bound_sockets(), process_events(), control_groups(), configuration()];
+    checks.extend(ebpf());
     checks.extend(privileges());
     let all = checks.iter().all(|check| check.ok);
     printed(if json {
@@ -107,13 +108,24 @@ fn control_groups() -> Check {
     )
 }
 
-/// Not a loss of this host's: this version has no BPF source, and says so.
-fn ebpf() -> Check {
-    check(
-        "ebpf",
-        Ok("not used by this version: failed binds are not seen, and a listener is noticed at the next look"
-            .to_owned()),
-    )
+/// Loads and attaches the programs as the daemon does, for a moment.
+fn ebpf() -> Vec<Check> {
+    let lost = "without them a failed bind is not seen, and a listener is noticed at the next look";
+    match bpf::Source::load(bpf::Reasons::Whole) {
+        Err(error) => vec![check("ebpf: binds", Err((error.to_string(), lost.to_owned())))],
+        Ok(source) => Gain::ALL
+            .into_iter()
+            .map(|gain| {
+                let found = match source.missing().iter().find(|(missing, _)| *missing == gain) {
+                    // Not on every kernel, and answers mark what is inferred: nothing that an operator could mend.
+                    Some((_, why)) if gain == Gain::Errno => Ok(format!("{}: {why}", gain.lost())),
+                    Some((_, why)) => Err((why.clone(), gain.lost().to_owned())),
+                    None => Ok(gain.what().to_owned()),
+                };
+                check(gain.name(), found)
+            })
+            .collect(),
+    }
 }
 
 fn configuration() -> Check {

@@ -2,6 +2,7 @@
 
 mod ask;
 mod check_config;
+mod conflicts;
 mod daemon;
 mod doctor;
 mod shell;
@@ -56,6 +57,18 @@ enum Verb {
     Leaks {
         #[command(flatten)]
         options: Options,
+    },
+    /// Failed binds, each with who was refused and who had the port (asks the daemon)
+    #[command(
+        after_help = "Examples:\n  sniffer conflicts\n  sniffer conflicts --since 2h\n  sniffer conflicts --since 14:03 --json\n\nExit code: 0 there are some, 1 there are none, 2 could not be answered."
+    )]
+    Conflicts {
+        /// Only those that were seen since then: 90s, 2h, 7d ago, 14:03, or 2026-11-21T14:03:00Z
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// One JSON document on standard output
+        #[arg(long)]
+        json: bool,
     },
     /// The agent: watches, judges, exports metrics, answers
     #[command(
@@ -114,6 +127,7 @@ pub fn run() -> ExitCode {
         Verb::WhoHolds { target, options } => verbs::who_holds(&target, &options),
         Verb::List { options } => verbs::list(&options),
         Verb::Leaks { options } => verbs::leaks(&options),
+        Verb::Conflicts { since, json } => conflicts::run(since.as_deref(), json),
         Verb::Daemon { config } => daemon::run(config.as_deref()),
         Verb::CheckConfig { file } => check_config::run(file),
         Verb::Doctor { json } => doctor::run(json),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use crate::engine::Policy;
+use crate::engine::{Policy, agent};
 use crate::judge::ci::{self, Custom, System};
 
 /// Where the configuration is looked for.
@@ -124,14 +124,18 @@ impl Settings {
         custom.chain(ci::built_in()).collect()
     }
 
+    /// The sources of events that may be used, the best first.
+    pub fn sources(&self) -> Vec<agent::Events> {
+        match self.events {
+            Events::Auto | Events::Ebpf => vec![agent::Events::Ebpf, agent::Events::Proc],
+            Events::Proc => vec![agent::Events::Proc],
+            Events::Poll => Vec::new(),
+        }
+    }
+
     /// What is configured and this version does not do yet: said at start and by `check-config`, never silently ignored.
     pub fn not_yet(&self) -> Vec<String> {
         let mut sentences = Vec::new();
-        if self.events == Events::Ebpf {
-            sentences.push(
-                "watch.events = \"ebpf\": this version has no BPF source; process events are used".to_owned(),
-            );
-        }
         if self.nat {
             sentences.push("watch.nat: this version does not read NAT rules".to_owned());
         }

@@ -5,6 +5,8 @@
 
 pub mod agent;
 mod answer;
+mod binds;
+mod conflicts;
 mod jobs;
 pub mod oneshot;
 mod ports;
@@ -13,12 +15,15 @@ pub mod status;
 
 pub use answer::Unanswerable;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
+use binds::BindTable;
+use conflicts::ConflictTable;
 use jobs::{JobChange, JobTable};
 use ports::{Entry, PortTable};
 use processes::{Pid, ProcessTable};
@@ -26,6 +31,7 @@ use processes::{Pid, ProcessTable};
 use crate::judge::ci::{self, System};
 use crate::judge::exempt::{self, Program};
 use crate::judge::leak::{self, HolderStanding, Judgement, Watching};
+use crate::judge::sharing::{self, Group, Member};
 use crate::kernel::Gap;
 use crate::kernel::clock::BootClock;
 use crate::kernel::descriptors::{Descriptor, NetnsDescriptors};
@@ -36,10 +42,11 @@ use crate::kernel::process::Glance;
 use crate::kernel::sock_diag::{Depth, DiagQuery};
 use crate::model::answer::Query;
 use crate::model::claim::Verdict;
+use crate::model::conflict::Conflict;
 use crate::model::job::{Job, JobFacts, JobState};
 use crate::model::netns::{Netns, NetnsSelector};
 use crate::model::process::Process;
-use crate::model::socket::SocketKey;
+use crate::model::socket::{ClaimKind, Protocol, SocketKey};
 use crate::model::target::Target;
 
 /// The parent of the kernel's threads has this pid on every Linux.
@@ -96,6 +103,25 @@ pub enum Notice {
     Job(JobState, Box<Job>),
     /// A listener leaked (`true`), or a leaked one is gone or excused (`false`).
     Leak(bool, Box<Leak>),
+    /// A bind was refused. Those that repeat it are not told.
+    Conflict(Box<Conflict>),
+    /// A port is shared silently by several jobs (`true`), or not any more (`false`).
+    Shared(bool, Box<Sharing>),
+}
+
+/// A port that several jobs share without a word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sharing {
+    /// `tcp` or `udp`.
+    pub protocol: Protocol,
+    /// Where.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Namespace.
+    pub netns: Netns,
+    /// The jobs.
+    pub jobs: Vec<Job>,
 }
 
 /// A leaked listener, for logs and metrics.
@@ -140,6 +166,11 @@ pub struct Engine {
     listed_at: Timestamp,
     notices: Vec<Notice>,
     leaks: HashMap<SocketKey, Leak>,
+    binds: BindTable,
+    conflicts: ConflictTable,
+    shared: BTreeMap<Group, Sharing>,
+    /// The kernel's own choice of ports, where it could be read.
+    ephemeral: Option<(u16, u16)>,
     counters: status::Counters,
 }
 
@@ -167,8 +198,17 @@ impl Engine {
             listed_at: Timestamp::UNIX_EPOCH,
             notices: Vec::new(),
             leaks: HashMap::new(),
+            binds: BindTable::default(),
+            conflicts: ConflictTable::default(),
+            shared: BTreeMap::new(),
+            ephemeral: None,
             counters: status::Counters::default(),
         }
+    }
+
+    /// The range of ports that the kernel chooses from (`ip_local_port_range`).
+    pub fn set_ephemeral(&mut self, range: Option<(u16, u16)>) {
+        self.ephemeral = range;
     }
 
     /// Another policy from now on. Jobs already known stay.
@@ -325,6 +365,10 @@ impl Engine {
             self.processes.settle_jobs();
         }
         self.ports.apply(findings);
+        if findings.all_netns && findings.query.ports.is_none() && findings.query.depth == Depth::Everything {
+            let seen: HashSet<u64> = self.ports.entries().map(|entry| entry.socket.key.cookie).collect();
+            self.binds.reconcile(|cookie| seen.contains(&cookie), findings.taken_at);
+        }
         if let Some(descriptors) = &findings.netns_descriptors {
             self.netns_descriptors.clone_from(descriptors);
             self.gaps.descriptors =
@@ -366,6 +410,35 @@ impl Engine {
             }
         }
         self.leaks = leaks;
+        self.judge_sharing();
+    }
+
+    /// Finds the ports that several jobs share silently; a change is noticed.
+    fn judge_sharing(&mut self) {
+        let listeners = self.ports.entries().filter(|entry| entry.socket.kind() == ClaimKind::Listener);
+        let groups = sharing::shared(listeners.map(|entry| Member {
+            key: entry.socket.key,
+            protocol: entry.socket.protocol,
+            address: entry.socket.address,
+            port: entry.socket.port,
+            jobs: entry.holders.iter().filter_map(|held| self.processes.job(held.pid)).collect(),
+        }));
+        let mut shared = BTreeMap::new();
+        for (group, jobs) in groups {
+            let (netns, protocol, address, port) = group;
+            let jobs = jobs.iter().filter_map(|key| self.jobs.shown(key)).collect();
+            let sharing = Sharing { protocol, address, port, netns: self.ports.netns(netns), jobs };
+            if !self.shared.contains_key(&group) {
+                self.notices.push(Notice::Shared(true, Box::new(sharing.clone())));
+            }
+            shared.insert(group, sharing);
+        }
+        for (group, sharing) in std::mem::take(&mut self.shared) {
+            if !shared.contains_key(&group) {
+                self.notices.push(Notice::Shared(false, Box::new(sharing)));
+            }
+        }
+        self.shared = shared;
     }
 
     fn leak(&self, entry: &Entry, judgement: &Judgement) -> Leak {
@@ -479,6 +552,7 @@ impl Engine {
             netns_mounts: self.netns_mounts.clone(),
             search,
             describe,
+            also: Vec::new(),
         }
     }
 

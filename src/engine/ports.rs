@@ -242,6 +242,13 @@ impl PortTable {
         )
     }
 
+    /// The same by the inode alone, as the kernel's events name a namespace.
+    pub(super) fn netns_of_inode(&self, inode: u64) -> Netns {
+        let known =
+            self.netns.iter().find(|(key, _)| key.inode == inode).map(|(_, record)| record.shown.clone());
+        known.unwrap_or(Netns { inode, name: None, kept_by: None })
+    }
+
     /// How many namespaces are known.
     pub(super) fn netns_count(&self) -> usize {
         self.netns.len()
@@ -323,6 +330,7 @@ pub(crate) mod fixtures {
             netns_mounts: None,
             processes: Vec::new(),
             described: HashMap::new(),
+            also: HashMap::new(),
             gaps: Vec::new(),
         }
     }

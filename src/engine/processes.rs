@@ -3,9 +3,9 @@
 //! Keyed by pid among the living, where the kernel keeps it unique; a pid that comes back with another start time is
 //! another process. A job is inherited at fork, so a process that blanks its variables or loses its parent keeps it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::judge::ci::Kin;
 use crate::kernel::netns::{Inhabitants, add_inhabitant};
@@ -26,6 +26,9 @@ struct Record {
     ppid: u32,
     comm: String,
     cmdline: Vec<String>,
+    /// Path of its program and its effective user, where its exec was told with them.
+    told: Option<(String, u32)>,
+    unit: Option<String>,
     container: Option<String>,
     netns: Option<u64>,
     /// The job that its own variables name.
@@ -58,6 +61,30 @@ pub(super) struct ProcessTable {
     children: HashMap<u32, HashSet<u32>>,
     /// Ends since the last list: a reading taken before one must not bring its process back.
     ended: HashMap<u32, Timestamp>,
+    /// Those that ended a short time ago, the last at the end.
+    graves: VecDeque<(Timestamp, Remembered)>,
+}
+
+/// Ended processes are remembered this long, since what they did is told after their end,
+const GRAVES_KEPT: SignedDuration = SignedDuration::from_secs(10);
+/// and this many at the most.
+const MAX_GRAVES: usize = 4096;
+
+/// A process as it is, or was when it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Remembered {
+    pub(super) pid: u32,
+    /// Start in clock ticks since boot, where it was read.
+    pub(super) start: Option<u64>,
+    pub(super) ppid: u32,
+    pub(super) comm: String,
+    pub(super) cmdline: Vec<String>,
+    /// Path of its program and its effective user.
+    pub(super) told: Option<(String, u32)>,
+    pub(super) unit: Option<String>,
+    pub(super) container: Option<String>,
+    pub(super) job: Option<JobKey>,
+    pub(super) ancestry: Vec<Ancestor>,
 }
 
 impl ProcessTable {
@@ -98,7 +125,8 @@ impl ProcessTable {
     /// A process was read, at its exec or by a snapshot. `own_job` is what its variables name. A job it was born into
     /// stays, unless its own variables name another; a process met for the first time takes its parent's.
     pub(super) fn read(&mut self, process: Process, own_job: Option<JobKey>, now: Timestamp) -> Pid {
-        let Process { id, ppid, comm, cmdline, cgroup, netns, variables_readable: readable, .. } = process;
+        let Process { id, ppid, comm, cmdline, told, cgroup, netns, variables_readable: readable, .. } =
+            process;
         let same = |record: &&Record| record.start.is_none_or(|start| start == id.start);
         let known = self.records.get(&id.pid).filter(same);
         // A reading may be later than the events told so far: while they know a living parent, that one counts.
@@ -110,7 +138,9 @@ impl ProcessTable {
             Some(record) => record.job.clone(),
             None => self.job(ppid).filter(|_| ppid != 1).cloned(),
         };
+        let unit = cgroup.as_deref().and_then(cgroup_path::unit);
         let container = cgroup.as_deref().and_then(cgroup_path::container);
+        let told = told.or_else(|| known.and_then(|record| record.told.clone()));
         let recent = known.is_none_or(|record| record.recent);
         let job = own_job.clone().or(inherited);
         let record = Record {
@@ -118,6 +148,8 @@ impl ProcessTable {
             ppid,
             comm,
             cmdline,
+            told,
+            unit,
             container,
             netns,
             own_job,
@@ -140,6 +172,7 @@ impl ProcessTable {
         if let Some(record) = self.records.get_mut(&pid) {
             record.comm.clear();
             record.cmdline.clear();
+            record.told = None;
             record.touched = now;
         }
     }
@@ -163,6 +196,7 @@ impl ProcessTable {
     /// A process ended.
     pub(super) fn exited(&mut self, pid: u32, now: Timestamp) {
         self.ended.insert(pid, now);
+        self.bury(pid, now);
         let Some(record) = self.records.remove(&pid) else { return };
         self.leave(record.ppid, pid);
         // Orphans go to pid 1 (or a subreaper, which the next reading tells): never to whoever gets this pid next.
@@ -172,6 +206,45 @@ impl ProcessTable {
                 self.children.entry(1).or_default().insert(child);
             }
         }
+    }
+
+    fn bury(&mut self, pid: u32, now: Timestamp) {
+        let old = |at: &Timestamp| now.duration_since(*at) > GRAVES_KEPT;
+        while self.graves.len() >= MAX_GRAVES || self.graves.front().is_some_and(|(at, _)| old(at)) {
+            self.graves.pop_front();
+        }
+        if let Some(remembered) = self.living(pid) {
+            self.graves.push_back((now, remembered));
+        }
+    }
+
+    fn living(&self, pid: u32) -> Option<Remembered> {
+        let record = self.records.get(&pid)?;
+        Some(Remembered {
+            pid,
+            start: record.start,
+            ppid: record.ppid,
+            comm: record.comm.clone(),
+            cmdline: record.cmdline.clone(),
+            told: record.told.clone(),
+            unit: record.unit.clone(),
+            container: record.container.clone(),
+            job: record.job.clone(),
+            ancestry: self.ancestry(record.ppid),
+        })
+    }
+
+    /// A process that lives or has ended a short time ago. `start` tells it from others that had its pid.
+    pub(super) fn remembered(&self, pid: u32, start: Option<u64>) -> Option<Remembered> {
+        let is_it = |found: &Remembered| match (found.start, start) {
+            // Told in nanoseconds by one and in ticks by the other: rounding may part them by one.
+            (Some(found), Some(asked)) => found.abs_diff(asked) <= 1,
+            _ => true,
+        };
+        let buried = || {
+            self.graves.iter().rev().map(|(_, grave)| grave).find(|grave| grave.pid == pid && is_it(grave))
+        };
+        self.living(pid).filter(is_it).or_else(|| buried().cloned())
     }
 
     /// Whether something was told of this process after that moment, its end included.
@@ -365,6 +438,7 @@ pub(crate) fn literal(pid: u32, ppid: u32, comm: &str) -> Process {
         ppid,
         comm: comm.to_owned(),
         cmdline: vec![comm.to_owned()],
+        told: None,
         cgroup: None,
         netns: None,
         variables: Variables::default(),
@@ -387,6 +461,24 @@ mod tests {
         let _ = table.read(literal(1, 0, "systemd"), None, NOW);
         let _ = table.read(literal(10, 1, "bash"), Some(job("a")), NOW);
         table
+    }
+
+    #[test]
+    fn an_ended_process_is_remembered_for_a_while_and_told_from_the_next_with_its_pid() {
+        let mut table = table();
+        let later = |seconds| NOW + SignedDuration::from_secs(seconds);
+        table.exited(10, later(1));
+        let _ = table.read(
+            Process { id: ProcessId { pid: 10, start: 99 }, ..literal(10, 1, "next") },
+            None,
+            later(2),
+        );
+        let was = table.remembered(10, Some(10)).unwrap();
+        assert_eq!((was.comm.as_str(), was.job), ("bash", Some(job("a"))));
+        assert_eq!(was.ancestry, [Ancestor { pid: 1, comm: "systemd".to_owned() }]);
+        assert_eq!(table.remembered(10, Some(99)).unwrap().comm, "next");
+        table.exited(10, later(30));
+        assert_eq!(table.remembered(10, Some(10)), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Engine, Leak};
+use crate::model::conflict::Cause;
 use crate::model::job::JobState;
 use crate::model::socket::{ClaimKind, Protocol};
 
@@ -14,12 +15,18 @@ pub struct Counters {
     pub leaks: BTreeMap<String, u64>,
     /// Failed attributions by reason.
     pub attribution_failures: BTreeMap<&'static str, u64>,
+    /// Refused binds, each attempt.
+    pub conflicts: BTreeMap<(Protocol, Cause), u64>,
 }
 
 impl Counters {
     pub(super) fn leaked(&mut self, leak: &Leak) {
         let ci = leak.job.as_ref().map(|job| job.ci.clone()).unwrap_or_default();
         *self.leaks.entry(ci).or_insert(0) += 1;
+    }
+
+    pub(super) fn conflicted(&mut self, protocol: Protocol, cause: Cause, attempts: u64) {
+        *self.conflicts.entry((protocol, cause)).or_insert(0) += attempts;
     }
 
     pub(super) fn attribution_failed(&mut self, reason: &'static str) {
@@ -57,6 +64,8 @@ pub struct Status {
     pub jobs: BTreeMap<(String, &'static str), usize>,
     /// Leaked listeners.
     pub leaks: Vec<Leak>,
+    /// Ports that several jobs share silently.
+    pub shared: usize,
     /// Counters.
     pub counters: Counters,
     /// Sources by name.
@@ -95,6 +104,7 @@ impl Engine {
             processes: self.processes.len(),
             jobs,
             leaks,
+            shared: self.shared.len(),
             counters,
             sources: BTreeMap::new(),
             incomplete: self.known_gaps().map(ToString::to_string).collect(),

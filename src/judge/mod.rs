@@ -4,5 +4,8 @@
 
 pub mod advice;
 pub mod ci;
+pub mod conflict;
 pub mod exempt;
 pub mod leak;
+pub mod overlap;
+pub mod sharing;

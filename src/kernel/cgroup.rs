@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 /// Where cgroup v2 is mounted: alone, or beside v1.
-const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+const UNIFIED: &str = "/sys/fs/cgroup";
+const MOUNTS: [&str; 2] = [UNIFIED, "/sys/fs/cgroup/unified"];
 /// A file that only v2 has in its root.
 const MARK: &str = "cgroup.controllers";
 /// Deeper trees are not walked; a bound, not an expectation.
@@ -21,6 +22,12 @@ const MAX_REMEMBERED: usize = 100_000;
 /// The mount point of cgroup v2, where there is one.
 pub fn mount() -> Option<PathBuf> {
     MOUNTS.iter().map(PathBuf::from).find(|path| path.join(MARK).exists())
+}
+
+/// Whether v2 is all there is: then every process is in the cgroup that its id names.
+pub fn is_unified() -> bool {
+    static ALONE: OnceLock<bool> = OnceLock::new();
+    *ALONE.get_or_init(|| mount().is_some_and(|path| path == Path::new(UNIFIED)))
 }
 
 /// Paths by cgroup id.

@@ -21,6 +21,18 @@ pub fn since_boot() -> Duration {
     Duration::new(boot.tv_sec.try_into().unwrap_or(0), boot.tv_nsec.try_into().unwrap_or(0))
 }
 
+/// `CLOCK_MONOTONIC`, which leaves out suspend: what the kernel's programs stamp events with.
+pub fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0))
+}
+
+/// How long the host has been suspended since boot, to the tenth of a second: the two clocks are read one after the other.
+fn suspended() -> Duration {
+    let millis = since_boot().saturating_sub(monotonic()).as_millis();
+    Duration::from_millis(u64::try_from((millis + 50) / 100 * 100).unwrap_or(0))
+}
+
 /// CPU time that this program has used, all threads together: what a look costs, however long it waits for a core.
 pub fn cpu_time() -> Duration {
     let used = clock_gettime(ClockId::ProcessCPUTime);
@@ -54,6 +66,18 @@ impl BootClock {
     pub fn step(&self) -> SignedDuration {
         let step = now().duration_since(self.now());
         if step.abs() < NO_STEP { SignedDuration::ZERO } else { step }
+    }
+
+    /// A moment on the monotonic clock, on the steady line. Of a host that was suspended since, it comes out too late by that.
+    /// The same moment gives the same answer, so that what was told in order stays in order.
+    pub fn at_monotonic(&self, at: Duration) -> Timestamp {
+        self.booted.checked_add(at + suspended()).unwrap_or(self.booted)
+    }
+
+    /// Time since boot in the ticks of /proc.
+    pub fn ticks(&self, since_boot: Duration) -> u64 {
+        let ticks = since_boot.as_nanos() * u128::from(self.ticks_per_second) / 1_000_000_000;
+        u64::try_from(ticks).unwrap_or(u64::MAX)
     }
 
     /// A moment given in ticks since boot, on the steady line; resolution 10 ms on Linux.

@@ -103,6 +103,8 @@ pub struct Plan {
     pub search: Search,
     /// Whose holders are to be described for people.
     pub describe: Describe,
+    /// Processes to describe beside them.
+    pub also: Vec<u32>,
 }
 
 /// What was seen in one namespace.
@@ -143,6 +145,8 @@ pub struct Findings {
     pub processes: Vec<Process>,
     /// Holders, described for people, where that was asked for.
     pub described: HashMap<Descriptor, Holder>,
+    /// The processes that were to be described beside them.
+    pub also: HashMap<u32, Holder>,
     /// What could not be seen.
     pub gaps: Vec<Gap>,
 }
@@ -329,6 +333,7 @@ impl Look<'_> {
             processes: found.met.iter().filter_map(|pid| reader.read(*pid).ok()).collect(),
             holders: found.by_socket,
             described,
+            also: self.plan.also.iter().map(|pid| (*pid, reader.describe(*pid, 0))).collect(),
             gaps: self.gaps,
         }
     }

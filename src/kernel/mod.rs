@@ -3,6 +3,7 @@
 //! Nothing here judges: functions return what the kernel said, with what could not be seen as [`Gap`]s.
 //! Nothing here keeps a descriptor into a foreign namespace longer than one look (an observer disturbs nothing).
 
+pub mod bpf;
 pub mod capability;
 pub mod cgroup;
 pub mod clock;
@@ -13,6 +14,7 @@ pub mod memory;
 pub mod mounts;
 pub mod netlink;
 pub mod netns;
+pub mod ports;
 pub mod proc_events;
 pub mod process;
 pub mod sock_diag;

@@ -230,17 +230,21 @@ fn decode(event: &[u8]) -> Option<ProcessEvent> {
         EVENT_EXEC => Some(ProcessEvent::Execed { pid }),
         EVENT_COMM => {
             let name = data.get(8..24)?.split(|byte| *byte == 0).next()?;
-            let comm = String::from_utf8_lossy(name).into_owned();
-            match (of_thread, pid == std::process::id()) {
-                (false, _) => Some(ProcessEvent::Renamed { pid, comm }),
-                (true, true) => fence_number(&comm).map(|number| ProcessEvent::Fence { number }),
-                (true, false) => None,
-            }
+            renamed(pid, of_thread, String::from_utf8_lossy(name).into_owned())
         }
         EVENT_EXIT if of_thread => Some(ProcessEvent::ThreadExited { pid }),
         EVENT_EXIT => Some(ProcessEvent::Exited { pid }),
         EVENT_NONE => None,
         _ => None,
+    }
+}
+
+/// What a new name means: of a process's first thread it is the process's, of another thread of ours it may be a fence.
+pub(super) fn renamed(pid: u32, of_thread: bool, comm: String) -> Option<ProcessEvent> {
+    match (of_thread, pid == std::process::id()) {
+        (false, _) => Some(ProcessEvent::Renamed { pid, comm }),
+        (true, true) => fence_number(&comm).map(|number| ProcessEvent::Fence { number }),
+        (true, false) => None,
     }
 }
 

@@ -11,7 +11,8 @@ use procfs::FromRead;
 use procfs::process::{Process as ProcDir, Stat};
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
 
-use super::cgroup::CgroupPaths;
+use super::bpf::Exec;
+use super::cgroup::{self, CgroupPaths};
 use super::clock::BootClock;
 use super::users::Users;
 use super::{Unreadable, netns};
@@ -61,6 +62,7 @@ impl Reader {
             comm: stat.comm,
             cmdline: read_file(&dir, "cmdline", KEPT_CMDLINE_BYTES)
                 .map_or_else(|_| Vec::new(), |bytes| split_cmdline(&bytes)),
+            told: None,
             cgroup: cgroup_of(&dir),
             netns: netns::of_process(pid).ok(),
             variables_readable: environ != Err(Unreadable::Denied),
@@ -70,23 +72,40 @@ impl Reader {
         })
     }
 
+    /// A process as its exec told of it, which nothing that it did since can change. Where the kernel could not send the whole
+    /// environment it is read, if the process is still there.
+    pub fn from_exec(&self, exec: Exec) -> Process {
+        let Exec { pid, by, ppid, netns, program, arguments, environment, whole_environment } = exec;
+        let read = if whole_environment { None } else { self.read(pid).ok() };
+        let variables = || Variables::from_block(&environment, |name| self.wanted.contains(name));
+        Process {
+            id: ProcessId { pid, start: self.clock.ticks(by.start) },
+            ppid,
+            comm: by.comm,
+            cmdline: split_cmdline(&arguments),
+            told: Some((program, by.uid)),
+            cgroup: self.cgroup(pid, by.cgroup_id),
+            netns: Some(netns),
+            variables_readable: true,
+            variables: read.map_or_else(variables, |process| process.variables),
+        }
+    }
+
+    /// The path that systemd uses: what /proc says, else the path of a cgroup v2.
+    fn cgroup(&self, pid: u32, cgroup_id: u64) -> Option<String> {
+        let of_process = || open(pid).ok().and_then(|dir| cgroup_of(&dir));
+        let by_id = || self.cgroups.resolve([cgroup_id]).remove(&cgroup_id);
+        if cgroup::is_unified() { by_id().or_else(of_process) } else { of_process().or_else(by_id) }
+    }
+
+    /// The name of a user.
+    pub fn user(&self, uid: u32) -> Option<String> {
+        self.users.name(uid)
+    }
+
     /// Describes a holder for people. What cannot be read is `None`; the ancestry is the caller's to add.
     pub fn describe(&self, pid: u32, fd: u32) -> Holder {
-        let mut holder = Holder {
-            pid,
-            fd,
-            start_time: None,
-            ppid: None,
-            uid: None,
-            user: None,
-            comm: None,
-            exe: None,
-            cmdline: None,
-            cwd: None,
-            unit: None,
-            container: None,
-            ancestry: Vec::new(),
-        };
+        let mut holder = Holder::unknown(pid, fd);
         let Ok(dir) = open(pid) else { return holder };
         if let Ok(stat) = dir.stat() {
             holder.start_time = self.clock.at_ticks(stat.starttime);
@@ -171,6 +190,26 @@ fn is_ended(stat: &Stat) -> bool {
 /// The start of a process in clock ticks, which with its pid is its identity.
 pub fn start(pid: u32) -> Result<u64, Unreadable> {
     Ok(open(pid)?.stat()?.starttime)
+}
+
+/// The calls in which a bind may go on: bind(2), and io_uring_enter(2), which may run one.
+#[cfg(target_arch = "x86_64")]
+pub const BINDING_CALLS: [u64; 2] = [49, 426];
+/// The same for the architectures that use the generic table.
+#[cfg(not(target_arch = "x86_64"))]
+pub const BINDING_CALLS: [u64; 2] = [200, 426];
+
+/// Whether a thread is known to be in none of these system calls: it waits in another, or has ended. One that runs tells
+/// nothing (proc_pid_syscall(5)).
+pub fn is_outside_calls(pid: u32, tid: u32, calls: &[u64]) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) {
+        Ok(text) => text
+            .split(' ')
+            .next()
+            .and_then(|number| number.parse::<u64>().ok())
+            .is_some_and(|number| !calls.contains(&number)),
+        Err(error) => Unreadable::from(error) == Unreadable::Vanished,
+    }
 }
 
 /// Every process of this program's pid namespace. Errors: /proc cannot be read.

@@ -169,3 +169,84 @@ pub struct Claim {
     /// NAT rule, for claims of that kind.
     pub nat: Option<Nat>,
 }
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! A claim as a literal.
+
+    use super::*;
+    use crate::model::job::JobState;
+    use crate::model::process::Ancestor;
+
+    pub(crate) fn claim() -> Claim {
+        Claim {
+            kind: ClaimKind::Listener,
+            protocol: Protocol::Tcp,
+            address: std::net::Ipv6Addr::UNSPECIFIED.into(),
+            port: 8081,
+            v6only: Some(false),
+            interface: None,
+            reuseaddr: None,
+            reuseport: None,
+            state: "LISTEN".to_owned(),
+            peer: None,
+            expires_ms: None,
+            netns: Netns { inode: 4_026_531_833, name: Some("host".to_owned()), kept_by: None },
+            socket: Some(SocketRef { inode: 191_563, cookie: 4711, uid: 1001, cgroup: None }),
+            since: Some("2026-11-21T13:50:00Z".parse().unwrap()),
+            binder: None,
+            holders: vec![Holder {
+                pid: 4121,
+                fd: 7,
+                start_time: Some("2026-11-21T13:49:59Z".parse().unwrap()),
+                ppid: Some(1),
+                uid: Some(1001),
+                user: Some("runner".to_owned()),
+                comm: Some("provider\u{1b}[2J".to_owned()),
+                exe: None,
+                cmdline: Some(vec!["/tmp/provider.test".to_owned(), "-test.run=a b".to_owned()]),
+                cwd: Some("/home/runner/gateway".to_owned()),
+                unit: Some("actions.runner.service".to_owned()),
+                container: None,
+                ancestry: vec![
+                    Ancestor { pid: 4100, comm: "go\nfake line".to_owned() },
+                    Ancestor { pid: 1, comm: "systemd".to_owned() },
+                ],
+            }],
+            owner: Owner { kind: OwnerType::Process, name: Some("provider\u{1b}[2J".to_owned()) },
+            job: Some(Job {
+                ci: "github".to_owned(),
+                id: "github_1f0c".to_owned(),
+                name: Some("coverage-test".to_owned()),
+                repository: Some("envoyproxy/gateway".to_owned()),
+                run: Some("991".to_owned()),
+                url: None,
+                state: JobState::Ended,
+                started: None,
+                ended: Some("2026-11-21T13:54:36Z".parse().unwrap()),
+            }),
+            test: None,
+            verdict: Verdict::Leaked,
+            reason: "job ended 8m31s ago (grace 30s)".to_owned(),
+            nat: None,
+        }
+    }
+
+    pub(crate) fn holder(pid: u32, comm: &str) -> Holder {
+        Holder { pid, comm: Some(comm.to_owned()), ..Holder::unknown(pid, 3) }
+    }
+
+    pub(crate) fn github(state: JobState, id: &str) -> Job {
+        Job {
+            ci: "github".to_owned(),
+            id: id.to_owned(),
+            name: Some("test".to_owned()),
+            repository: Some("o/r".to_owned()),
+            run: None,
+            url: None,
+            state,
+            started: None,
+            ended: None,
+        }
+    }
+}

@@ -5,10 +5,13 @@
 //! print the same documents.
 
 pub mod answer;
+pub mod bind;
 pub mod cgroup_path;
 pub mod claim;
+pub mod conflict;
 pub mod escape;
 pub mod job;
+pub mod moment;
 pub mod netns;
 pub mod process;
 pub mod socket;

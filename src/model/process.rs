@@ -66,6 +66,8 @@ pub struct Process {
     pub comm: String,
     /// Arguments, bounded in total (see the reader); empty for kernel threads.
     pub cmdline: Vec<String>,
+    /// Path of its program and its effective user, where they were told with its exec.
+    pub told: Option<(String, u32)>,
     /// Path in the cgroup hierarchy that systemd uses (v2, or `name=systemd` on a hybrid host).
     pub cgroup: Option<String>,
     /// Inode of its network namespace; `None` where that could not be read.
@@ -114,6 +116,27 @@ pub struct Holder {
     pub container: Option<String>,
     /// Parent, grandparent, up to pid 1.
     pub ancestry: Vec<Ancestor>,
+}
+
+impl Holder {
+    /// One of which nothing more is known.
+    pub fn unknown(pid: u32, fd: u32) -> Self {
+        Holder {
+            pid,
+            fd,
+            start_time: None,
+            ppid: None,
+            uid: None,
+            user: None,
+            comm: None,
+            exe: None,
+            cmdline: None,
+            cwd: None,
+            unit: None,
+            container: None,
+            ancestry: Vec::new(),
+        }
+    }
 }
 
 #[cfg(test)]

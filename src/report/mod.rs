@@ -2,6 +2,7 @@
 //!
 //! Every foreign string goes through [`Escaped`] on its way into text.
 
+mod conflicts;
 mod findings;
 mod story;
 mod table;
@@ -11,6 +12,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+pub use conflicts::conflicts;
 pub use findings::{Check, checks};
 pub use story::story;
 pub use table::{leaks, list};

@@ -100,8 +100,9 @@ fn nobody(claim: &Claim) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::story::fixtures::{answer, claim};
+    use super::super::story::fixtures::answer;
     use super::*;
+    use crate::model::claim::fixtures::claim;
 
     #[test]
     fn connections_of_one_process_are_one_line() {

@@ -12,6 +12,7 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use jiff::tz::TimeZone;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
@@ -19,13 +20,16 @@ use tokio::sync::Semaphore;
 
 use crate::engine::agent::Agent;
 use crate::engine::{Question, Topic, Unanswerable};
+use crate::kernel::clock;
 use crate::model::answer::SCHEMA;
+use crate::model::moment;
 
 /// Parameters of a question.
 #[derive(Debug, Deserialize)]
 struct Parameters {
     target: Option<String>,
     netns: Option<String>,
+    since: Option<String>,
 }
 
 /// The document of a refusal.
@@ -55,10 +59,11 @@ pub fn router(agent: Agent) -> Router {
         .route("/v1/who-holds", get(who_holds))
         .route("/v1/list", get(list))
         .route("/v1/leaks", get(leaks))
+        .route("/v1/conflicts", get(conflicts))
         .fallback(|| async {
             refuse(
                 StatusCode::NOT_FOUND,
-                "no such path; there are /v1/who-holds, /v1/list, /v1/leaks".to_owned(),
+                "no such path; there are /v1/who-holds, /v1/list, /v1/leaks, /v1/conflicts".to_owned(),
             )
         })
         .method_not_allowed_fallback(|| async {
@@ -86,6 +91,20 @@ async fn list(State(desk): State<Desk>, parameters: Asked) -> Response {
 
 async fn leaks(State(desk): State<Desk>, parameters: Asked) -> Response {
     answer(desk, parameters, |_| Ok(Topic::Leaks)).await
+}
+
+async fn conflicts(State(desk): State<Desk>, parameters: Asked) -> Response {
+    let since = parameters.map_err(|error| error.body_text()).and_then(|Query(parameters)| {
+        let since = parameters.since.as_deref();
+        since.map(|text| moment::parse(text, clock::now(), &TimeZone::UTC)).transpose()
+    });
+    match since {
+        Err(why) => refuse(StatusCode::BAD_REQUEST, why),
+        Ok(since) => match desk.agent.conflicts(since).await {
+            Ok(document) => json(StatusCode::OK, &document),
+            Err(why) => refuse(StatusCode::SERVICE_UNAVAILABLE, why.to_string()),
+        },
+    }
 }
 
 async fn answer(

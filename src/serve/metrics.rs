@@ -15,7 +15,9 @@ use crate::engine::agent::Agent;
 use crate::engine::status::Status;
 use crate::engine::{self, Leak};
 use crate::kernel::process::Usage;
+use crate::model::conflict::Cause;
 use crate::model::escape::Escaped;
+use crate::model::socket::Protocol;
 
 /// What the routes need.
 #[derive(Debug, Clone)]
@@ -81,6 +83,7 @@ pub fn exposition(
     page.about()?;
     page.ports(status)?;
     page.leaks(status, max_series, dropped)?;
+    page.conflicts(status)?;
     page.jobs(status)?;
     page.sources(status)?;
     if let Some(usage) = usage {
@@ -152,6 +155,22 @@ impl Page {
         Ok(())
     }
 
+    fn conflicts(&self, status: &Status) -> prometheus::Result<()> {
+        let name = "sniffer_bind_conflicts_total";
+        let conflicts =
+            self.counters(name, "Binds and listens that were refused.", &["protocol", "cause"])?;
+        for protocol in Protocol::ALL {
+            for cause in Cause::ALL {
+                let count = status.counters.conflicts.get(&(protocol, cause)).copied().unwrap_or(0);
+                conflicts.with_label_values(&[protocol.as_str(), cause.as_str()]).inc_by(count);
+            }
+        }
+        let shared =
+            self.gauges("sniffer_shared_listeners", "Ports that several jobs share by SO_REUSEPORT.", &[])?;
+        shared.with_label_values::<&str>(&[]).set(number(status.shared));
+        Ok(())
+    }
+
     fn jobs(&self, status: &Status) -> prometheus::Result<()> {
         let jobs = self.gauges("sniffer_jobs", "CI jobs that were seen.", &["ci", "state"])?;
         for ((ci, state), count) in &status.jobs {
@@ -173,13 +192,17 @@ impl Page {
             &["source"],
         )?)?;
         let events = self.counters("sniffer_events_total", "Events a source delivered.", &["source"])?;
-        let lost = self.counters("sniffer_events_lost_total", "Times a source lost events.", &["source"])?;
+        let lost = self.counters(
+            "sniffer_events_lost_total",
+            "Events that a source lost, or times it lost some.",
+            &["source"],
+        )?;
         for (name, source) in &status.sources {
             up.with_label_values(&[name]).set(source.up.into());
             if let Some(duration) = source.took {
                 took.with_label_values(&[name]).set(duration.as_secs_f64());
             }
-            if *name == engine::agent::source::PROC {
+            if [engine::agent::source::EBPF, engine::agent::source::PROC].contains(name) {
                 events.with_label_values(&[name]).inc_by(source.events);
                 lost.with_label_values(&[name]).inc_by(source.lost);
             }

@@ -1,45 +1,40 @@
 //! The daemon's loop: the one task that owns the engine. Sources send to it through one bounded queue, looks are taken on
 //! threads of their own, and outputs get copies.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod fences;
+mod pace;
+mod sources;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+
+use fences::{Fences, Parked};
+use pace::{
+    BUSY_REST, EVERYTHING_EVERY, EVERYWHERE_EVERY, EVERYWHERE_REST, NEEDED_REST, PROCESSES_EVERY, Pace,
+    QUIET_REST, START_UP, THOROUGH_REST, due,
+};
+use sources::Event;
 
 use super::answer::Unanswerable;
 use super::status::{SourceStatus, Status};
 use super::{Engine, Notice, Policy, Question};
 use crate::judge::leak::Watching;
+use crate::kernel::bpf::{self, Gain, Hurry};
 use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
-use crate::kernel::proc_events::{ProcEvents, ProcessEvent, fence, means_lost};
+use crate::kernel::proc_events::{ProcEvents, ProcessEvent, fence};
 use crate::kernel::process::Reader;
 use crate::kernel::sock_diag::Depth;
-use crate::kernel::{Gap, Unreadable, clock, descriptors, process};
+use crate::kernel::{Gap, Unreadable, clock, descriptors, ports};
 use crate::model::answer::Answer;
-use crate::model::process::Process;
+use crate::model::conflict::Conflicts;
 
 /// Messages (batches of events among them) that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
 const QUEUE: usize = 1024;
-/// A program that has just started binds its ports within this time, mostly: the look that an event causes waits for it.
-const START_UP: Duration = Duration::from_millis(250);
-/// Bound sockets and connections cost a walk of the kernel's whole hash table: not at every interval.
-const EVERYTHING_EVERY: Duration = Duration::from_secs(60);
-/// The pids are compared with /proc this often, though events tell of them.
-const PROCESSES_EVERY: Duration = Duration::from_secs(60);
-/// All descriptors are read at most this often,
-const EVERYWHERE_EVERY: Duration = Duration::from_secs(60);
-/// and then only after this multiple of what it cost: 1/500 of a core at most.
-const EVERYWHERE_REST: u32 = 500;
-/// Reading all descriptors because a listener has no holder may cost 1/50 of a core.
-const NEEDED_REST: u32 = 50;
-/// The same because a port that somebody asks for seems free may cost 1/10 of a core while people ask.
-const THOROUGH_REST: u32 = 10;
-/// A look rests for this multiple of what it cost, however short the interval: while processes come and go 1/50 of a core,
-const BUSY_REST: u32 = 50;
-/// and while nothing happens 1/400.
-const QUIET_REST: u32 = 400;
 /// Verdicts that time alone will change are judged again this often.
 const JUDGE_EVERY: Duration = Duration::from_millis(200);
 /// The status is made anew at least this often.
@@ -49,9 +44,14 @@ const FENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// An answer that takes longer is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Refusals that are looked at at the same time.
+const CONFLICTS_AT_ONCE: usize = 2;
+
 /// Where observations come from.
 pub mod source {
-    /// Process events.
+    /// Binds, refusals and processes from the kernel's programs.
+    pub const EBPF: &str = "ebpf";
+    /// Process events of the connector.
     pub const PROC: &str = "proc";
     /// The list of processes.
     pub const PROCESSES: &str = "processes";
@@ -64,12 +64,15 @@ pub mod source {
 /// What reaches the loop.
 #[derive(Debug)]
 enum Message {
-    Events(Vec<(ProcessEvent, Option<Box<Process>>)>),
-    EventsLost,
-    EventsEnded(String),
+    Events(&'static str, Vec<Event>),
+    EventsLost(&'static str, u64),
+    EventsEnded(&'static str, String),
+    /// Sockets were bound, or began to listen.
+    Bound,
     Processes(ProcessList, Cost),
     Looked(u32, Result<Box<Findings>, Unreadable>, Cost, Purpose),
     Ask(Question, Reply),
+    AskConflicts(Option<Timestamp>, oneshot::Sender<Conflicts>),
     Reload(Box<Policy>, Duration),
 }
 
@@ -95,6 +98,8 @@ fn measured<T>(work: impl FnOnce() -> T) -> (T, Cost) {
 enum Purpose {
     Interval(Depth),
     Answer(Question, Reply),
+    /// Explains this refusal.
+    Conflict(u64),
 }
 
 /// The way to ask the agent and to tell it of a new policy. Cheap to clone.
@@ -104,11 +109,20 @@ pub struct Agent {
     status: watch::Receiver<Arc<Status>>,
 }
 
-/// How to watch.
+/// A source of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Events {
+    /// The kernel's programs.
+    Ebpf,
+    /// The proc connector.
+    Proc,
+}
+
+/// How to watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watch {
-    /// Whether process events may be used.
-    pub events: bool,
+    /// Which events may be used, the best first.
+    pub events: Vec<Events>,
     /// Time between two looks.
     pub interval: Duration,
 }
@@ -145,6 +159,9 @@ impl Agent {
             ready: false,
             waiting: Vec::new(),
             fences: Fences::default(),
+            hurry: None,
+            explaining: 0,
+            started: clock::now(),
         };
         let task = tokio::spawn(task.run(queue));
         (agent, task)
@@ -157,6 +174,21 @@ impl Agent {
             let message = Message::Ask(question, reply);
             self.messages.send(message).await.map_err(|_| Unanswerable::NoAgent("it is stopping"))?;
             answer.await.map_err(|_| Unanswerable::NoAgent("it is stopping"))?
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, asked)
+            .await
+            .unwrap_or(Err(Unanswerable::NoAgent("it is too busy; ask again")))
+    }
+
+    /// The refused binds since a moment. Errors: the agent is busy or stopping.
+    pub async fn conflicts(&self, since: Option<Timestamp>) -> Result<Conflicts, Unanswerable> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.messages
+                .send(Message::AskConflicts(since, reply))
+                .await
+                .map_err(|_| Unanswerable::NoAgent("it is stopping"))?;
+            answer.await.map_err(|_| Unanswerable::NoAgent("it is stopping"))
         };
         tokio::time::timeout(ANSWER_TIMEOUT, asked)
             .await
@@ -180,51 +212,6 @@ impl Agent {
     }
 }
 
-/// When which look may be taken again.
-#[derive(Debug, Default)]
-struct Pace {
-    looking: bool,
-    listing: bool,
-    listed: bool,
-    look_again: bool,
-    list_again: bool,
-    /// Whether the status says something new.
-    changed: bool,
-    next_status: Option<Instant>,
-    /// Whether processes came or went since the last look began.
-    stirred: bool,
-    next_look: Option<Instant>,
-    next_busy_look: Option<Instant>,
-    plain_cost: Duration,
-    next_everything: Option<Instant>,
-    next_everywhere: Option<Instant>,
-    next_needed: Option<Instant>,
-    next_thorough: Option<Instant>,
-    next_processes: Option<Instant>,
-    next_wanted_list: Option<Instant>,
-    next_judgement: Option<Instant>,
-}
-
-fn due(at: Option<Instant>, now: Instant) -> bool {
-    at.is_none_or(|at| at <= now)
-}
-
-/// Looks that wait until the events before them have been told: otherwise they would tell of processes whose past is not known.
-#[derive(Debug, Default)]
-struct Fences {
-    last: u32,
-    arrived: HashSet<u32>,
-    parked: HashMap<u32, Parked>,
-}
-
-#[derive(Debug)]
-struct Parked {
-    findings: Result<Box<Findings>, Unreadable>,
-    cost: Cost,
-    purpose: Purpose,
-    until: Instant,
-}
-
 struct Loop<O> {
     engine: Engine,
     reader: Arc<Reader>,
@@ -238,10 +225,16 @@ struct Loop<O> {
     /// Asked before the first look was done.
     waiting: Vec<(Question, Reply)>,
     fences: Fences,
+    /// Where the kernel's programs tell of processes: the way to make them tell at once.
+    hurry: Option<Hurry>,
+    /// Refusals that are being looked at.
+    explaining: usize,
+    started: Timestamp,
 }
 
 impl<O: Outside> Loop<O> {
     async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+        self.engine.set_ephemeral(ports::ephemeral());
         // Subscribed before the first list: what starts in between is in one of the two.
         self.start_events();
         self.list_processes();
@@ -265,56 +258,78 @@ impl<O: Outside> Loop<O> {
     }
 
     fn start_events(&mut self) {
-        let mut status = SourceStatus::default();
-        if !self.watch.events {
-            status.why = Some("switched off by watch.events = \"poll\"".to_owned());
-        } else {
-            match ProcEvents::subscribe() {
-                Ok(events) => {
-                    status.up = true;
-                    let (messages, reader) = (self.messages.clone(), Arc::clone(&self.reader));
-                    std::thread::spawn(move || forward(events, &reader, &messages));
+        if self.watch.events.is_empty() {
+            let why = Some("switched off by watch.events = \"poll\"".to_owned());
+            self.sources.insert(source::PROC, SourceStatus { why, ..SourceStatus::default() });
+        }
+        if self.watch.events.contains(&Events::Ebpf) {
+            let status = self.start_bpf();
+            self.sources.insert(source::EBPF, status);
+        }
+        if self.hurry.is_none() && !self.watch.events.is_empty() {
+            let status = self.start_proc();
+            self.sources.insert(source::PROC, status);
+        }
+    }
+
+    fn start_bpf(&mut self) -> SourceStatus {
+        match bpf::Source::load(bpf::Reasons::InBrief) {
+            Ok(events) => {
+                for (gain, why) in events.missing() {
+                    tracing::info!("the kernel's programs tell less here: {} ({why})", gain.lost());
                 }
-                Err(error) => {
-                    tracing::warn!("{error}; processes are polled instead");
-                    status.why = Some(error.to_string());
-                }
+                let missing: Vec<String> =
+                    events.missing().iter().map(|(gain, why)| format!("{} ({why})", gain.lost())).collect();
+                self.hurry = events.has(Gain::Processes).then(|| events.hurry());
+                let (messages, reader) = (self.messages.clone(), Arc::clone(&self.reader));
+                std::thread::spawn(move || sources::forward_bpf(events, &reader, &messages));
+                let why = Some(missing.join("; ")).filter(|why| !why.is_empty());
+                SourceStatus { up: true, why, ..SourceStatus::default() }
+            }
+            Err(error) => {
+                tracing::warn!("{error}; failed binds are not seen");
+                SourceStatus { why: Some(error.to_string()), ..SourceStatus::default() }
             }
         }
-        self.sources.insert(source::PROC, status);
+    }
+
+    fn start_proc(&mut self) -> SourceStatus {
+        match ProcEvents::subscribe() {
+            Ok(events) => {
+                let (messages, reader) = (self.messages.clone(), Arc::clone(&self.reader));
+                std::thread::spawn(move || sources::forward(events, &reader, &messages));
+                SourceStatus { up: true, ..SourceStatus::default() }
+            }
+            Err(error) => {
+                tracing::warn!("{error}; processes are polled instead");
+                SourceStatus { why: Some(error.to_string()), ..SourceStatus::default() }
+            }
+        }
     }
 
     fn take(&mut self, message: Message) {
         let now = self.reader.clock.now();
         match message {
-            Message::Events(events) => {
-                self.source(source::PROC).events += events.len() as u64;
-                for (event, read) in events {
-                    if let ProcessEvent::Fence { number } = event {
-                        self.fence_arrived(number);
-                    }
-                    if self.engine.event(event, read.map(|process| *process), now) {
-                        self.stir();
-                    }
+            Message::Events(source, events) => {
+                self.source(source).events += events.len() as u64;
+                for event in events {
+                    self.take_event(event, now);
                 }
             }
-            Message::EventsLost => {
-                self.source(source::PROC).lost += 1;
+            Message::Bound => self.stir(),
+            Message::EventsLost(source, lost) => {
+                self.source(source).lost += lost;
                 self.engine.events_lost(now);
                 // A look or a list that is under way may have been taken before: another one follows it.
                 (self.pace.look_again, self.pace.list_again) = (true, true);
-                (self.pace.next_processes, self.pace.next_look) = (None, None);
+                (self.pace.next_processes, self.pace.next_look, self.pace.next_everything) =
+                    (None, None, None);
             }
-            Message::EventsEnded(why) => {
-                tracing::error!("process events ended: {why}; processes are polled from now on");
-                let status = self.source(source::PROC);
-                (status.up, status.why) = (false, Some(why));
-                self.pace.next_processes = None;
-            }
+            Message::EventsEnded(source, why) => self.events_ended(source, why),
             Message::Processes(list, cost) => self.processes_listed(list, cost),
             Message::Looked(number, findings, cost, purpose) => {
                 let look = Parked { findings, cost, purpose, until: Instant::now() + FENCE_TIMEOUT };
-                if !self.events_up() || self.fences.arrived.remove(&number) {
+                if !self.processes_told() || self.fences.arrived.remove(&number) {
                     self.looked(look);
                 } else {
                     self.fences.parked.insert(number, look);
@@ -325,6 +340,7 @@ impl<O: Outside> Loop<O> {
             // Before the first look the table is empty, and an answer from it would be a wrong "free".
             Message::Ask(question, reply) if !self.ready => self.waiting.push((question, reply)),
             Message::Ask(question, reply) => self.look_for(question, reply),
+            Message::AskConflicts(since, reply) => self.tell_conflicts(since, reply),
             Message::Reload(policy, interval) => {
                 self.engine.set_policy(*policy);
                 self.watch.interval = interval;
@@ -333,40 +349,78 @@ impl<O: Outside> Loop<O> {
         }
     }
 
+    fn take_event(&mut self, event: Event, now: Timestamp) {
+        match event {
+            Event::Process(ProcessEvent::Fence { number }, _) => {
+                if let Some(look) = self.fences.arrived(number) {
+                    self.looked(look);
+                }
+            }
+            Event::Process(event, read) => {
+                let told_of_binds = self.hurry.is_some();
+                let may_bind = matches!(event, ProcessEvent::Forked { .. } | ProcessEvent::Execed { .. });
+                let matters = self.engine.event(event, read.map(|process| *process), now);
+                // Where binds are told, a process that has just started is no reason to look for them.
+                if matters && !(told_of_binds && may_bind) {
+                    self.stir();
+                }
+            }
+            Event::Bind(event) => {
+                if self.engine.bind_event(*event) {
+                    self.explain_conflicts();
+                }
+            }
+            Event::Close(event) => {
+                self.engine.close_event(event.cookie, self.reader.clock.at_monotonic(event.at));
+                self.stir();
+            }
+        }
+    }
+
+    fn events_ended(&mut self, source: &'static str, why: String) {
+        tracing::error!("events of {source} ended: {why}");
+        let status = self.source(source);
+        (status.up, status.why) = (false, Some(why));
+        if source == source::EBPF && self.hurry.take().is_some() {
+            let status = self.start_proc();
+            self.sources.insert(source::PROC, status);
+        }
+        self.pace.next_processes = None;
+    }
+
+    /// Explains refusals, a few at the same time.
+    fn explain_conflicts(&mut self) {
+        while self.explaining < CONFLICTS_AT_ONCE {
+            let Some((id, plan)) = self.engine.next_conflict() else { return };
+            self.explaining += 1;
+            self.look(plan, Purpose::Conflict(id));
+        }
+    }
+
+    fn tell_conflicts(&mut self, since: Option<Timestamp>, reply: oneshot::Sender<Conflicts>) {
+        let mut conflicts = self.engine.conflicts(since, self.reader.clock.now());
+        conflicts.watched_since = Some(self.started);
+        let watched = self.sources.get(source::EBPF);
+        if !watched.is_some_and(|status| status.up) {
+            let why = watched.and_then(|status| status.why.clone());
+            conflicts.watched_since = None;
+            conflicts.incomplete.push(format!(
+                "failed binds are not seen: {}",
+                why.unwrap_or_else(|| "watch.events allows no BPF programs".to_owned())
+            ));
+        }
+        // Whoever asked may be gone.
+        let _ = reply.send(conflicts);
+    }
+
     fn look_for(&mut self, question: Question, reply: Reply) {
         let plan = self.engine.plan_question(&question, due(self.pace.next_thorough, Instant::now()));
         self.look(plan, Purpose::Answer(question, reply));
     }
 
-    fn events_up(&self) -> bool {
-        self.sources.get(source::PROC).is_some_and(|status| status.up)
-    }
-
-    /// Everything that happened before this look was over has been told.
-    fn fence_arrived(&mut self, number: u32) {
-        match self.fences.parked.remove(&number) {
-            Some(look) => self.looked(look),
-            None => drop(self.fences.arrived.insert(number)),
-        }
-    }
-
-    /// Looks whose fence got lost wait no longer.
-    fn unpark_overdue(&mut self, now: Instant) {
-        let overdue = |parked: &Parked| parked.until <= now;
-        let numbers: Vec<u32> = self
-            .fences
-            .parked
-            .iter()
-            .filter(|(_, parked)| overdue(parked))
-            .map(|(number, _)| *number)
-            .collect();
-        for number in numbers {
-            self.fence_arrived(number);
-        }
-        // Fences that came after their look was taken all the same.
-        if self.fences.parked.is_empty() && self.fences.arrived.len() > 1000 {
-            self.fences.arrived.clear();
-        }
+    /// Whether anybody tells of processes, fences among them.
+    fn processes_told(&self) -> bool {
+        self.hurry.is_some() || self.sources.get(source::PROC).is_some_and(|status| status.up)
     }
 
     /// Something happened: the next look need not wait for the interval.
@@ -379,7 +433,7 @@ impl<O: Outside> Loop<O> {
 
     /// Without events nobody knows whether anything happens.
     fn rest(&self) -> u32 {
-        if self.events_up() && !self.pace.stirred { QUIET_REST } else { BUSY_REST }
+        if self.processes_told() && !self.pace.stirred { QUIET_REST } else { BUSY_REST }
     }
 
     fn source(&mut self, name: &'static str) -> &mut SourceStatus {
@@ -389,7 +443,7 @@ impl<O: Outside> Loop<O> {
     fn processes_listed(&mut self, list: ProcessList, cost: Cost) {
         self.pace.listing = false;
         // Without events the list is all there is: it is read before every look.
-        let rest = if self.events_up() { PROCESSES_EVERY } else { self.watch.interval };
+        let rest = if self.processes_told() { PROCESSES_EVERY } else { self.watch.interval };
         let now = Instant::now();
         let next = Some(now + rest.max(cost.cpu * self.rest()));
         self.pace.next_processes = if std::mem::take(&mut self.pace.list_again) { None } else { next };
@@ -425,8 +479,12 @@ impl<O: Outside> Loop<O> {
             Err(error) => {
                 let status = self.source(source::SOCKETS);
                 (status.up, status.why) = (false, Some(format!("{error:?}")));
-                if let Purpose::Answer(question, reply) = purpose {
-                    let _ = reply.send(Err(Unanswerable::from_look(error, &question)));
+                match purpose {
+                    Purpose::Answer(question, reply) => {
+                        let _ = reply.send(Err(Unanswerable::from_look(error, &question)));
+                    }
+                    Purpose::Conflict(id) => self.explained(id, None),
+                    Purpose::Interval(_) => {}
                 }
                 return;
             }
@@ -459,12 +517,21 @@ impl<O: Outside> Loop<O> {
                 // Whoever asked may be gone.
                 let _ = reply.send(self.engine.answer(&question, &findings));
             }
+            Purpose::Conflict(id) => self.explained(id, Some(&findings)),
         }
+    }
+
+    fn explained(&mut self, id: u64, findings: Option<&Findings>) {
+        self.explaining = self.explaining.saturating_sub(1);
+        self.engine.explain(id, findings);
+        self.explain_conflicts();
     }
 
     fn pulse(&mut self) {
         let now = Instant::now();
-        self.unpark_overdue(now);
+        for look in self.fences.overdue(now) {
+            self.looked(look);
+        }
         let wanted = self.engine.wants_list() && due(self.pace.next_wanted_list, now);
         if !self.pace.listing && (wanted || due(self.pace.next_processes, now)) {
             self.list_processes();
@@ -522,10 +589,14 @@ impl<O: Outside> Loop<O> {
         let (reader, messages) = (Arc::clone(&self.reader), self.messages.clone());
         self.fences.last = self.fences.last.wrapping_add(1);
         let number = self.fences.last;
+        let hurry = self.hurry.clone();
         tokio::spawn(async move {
             let looked = tokio::task::spawn_blocking(move || {
                 let looked = measured(|| look::look(&plan, &reader).map(Box::new));
                 fence(number);
+                if let Some(hurry) = hurry {
+                    hurry.now();
+                }
                 looked
             });
             let (findings, cost) = looked.await.unwrap_or_else(|error| {
@@ -534,62 +605,4 @@ impl<O: Outside> Loop<O> {
             let _ = messages.send(Message::Looked(number, findings, cost, purpose)).await;
         });
     }
-}
-
-/// The loop has ended.
-struct Stopped;
-
-/// Reads events and sends them on, each exec with what it left of the process's environment, until the loop ends.
-fn forward(mut events: ProcEvents, reader: &Reader, messages: &mpsc::Sender<Message>) {
-    let mut headless = HashSet::new();
-    loop {
-        let sent = match events.receive_some() {
-            Ok(some) => match with_readings(some, reader, &mut headless) {
-                // Threads, our own among them, come and go without a word.
-                events if events.is_empty() => Ok(()),
-                events => messages.blocking_send(Message::Events(events)).map_err(|_| Stopped),
-            },
-            Err(error) if means_lost(&error) => {
-                messages.blocking_send(Message::EventsLost).map_err(|_| Stopped)
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => {
-                let _ = messages.blocking_send(Message::EventsEnded(error.to_string()));
-                return;
-            }
-        };
-        if sent.is_err() {
-            return;
-        }
-    }
-}
-
-/// Adds to each exec what can be read of the process, and corrects the kernel's word about ends: the exit of a process's
-/// first thread is told as the process's, though others may go on.
-fn with_readings(
-    events: Vec<ProcessEvent>,
-    reader: &Reader,
-    headless: &mut HashSet<u32>,
-) -> Vec<(ProcessEvent, Option<Box<Process>>)> {
-    events
-        .into_iter()
-        .filter_map(|event| match event {
-            ProcessEvent::Execed { pid } => {
-                headless.remove(&pid);
-                Some((ProcessEvent::Execed { pid }, reader.read(pid).ok().map(Box::new)))
-            }
-            ProcessEvent::Exited { pid } if process::glance(pid).is_ok() => {
-                headless.insert(pid);
-                None
-            }
-            ProcessEvent::ThreadExited { pid } => {
-                let last = headless.contains(&pid) && process::glance(pid).is_err();
-                last.then(|| {
-                    headless.remove(&pid);
-                    (ProcessEvent::Exited { pid }, None)
-                })
-            }
-            event => Some((event, None)),
-        })
-        .collect()
 }

@@ -1,0 +1,34 @@
+//! `sniffer conflicts`: what the daemon has seen of failed binds.
+
+use jiff::tz::TimeZone;
+
+use super::ask::ask_daemon_only;
+use super::{ANSWERED, Failure, OTHERWISE, printed};
+use crate::kernel::clock;
+use crate::model::conflict::Conflicts;
+use crate::model::moment;
+use crate::report;
+
+/// Failed binds.
+pub(super) fn run(since: Option<&str>, json: bool) -> Result<u8, Failure> {
+    let zone = TimeZone::system();
+    let since = since
+        .map(|text| moment::parse(text, clock::now(), &zone))
+        .transpose()
+        .map_err(|why| format!("--since: {why}"))?;
+    let path = match since {
+        Some(since) => format!("/v1/conflicts?since={since}"),
+        None => "/v1/conflicts".to_owned(),
+    };
+    let answer: Conflicts = ask_daemon_only(&path, "it alone sees binds that fail")?;
+    if answer.watched_since.is_none() {
+        // "None" from an agent that cannot see them is no answer.
+        return Err(answer.incomplete.first().cloned().unwrap_or_default());
+    }
+    printed(if json {
+        report::print_json(&answer)
+    } else {
+        report::print(&report::conflicts(&answer, &zone))
+    })?;
+    Ok(if answer.conflicts.is_empty() { OTHERWISE } else { ANSWERED })
+}

@@ -1,0 +1,131 @@
+//! The threads that wait for events of the kernel, and what they hand to the loop.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::{Message, source};
+use crate::kernel::bpf::{self, Gain};
+use crate::kernel::proc_events::{ProcEvents, ProcessEvent, means_lost};
+use crate::kernel::process::{self, Reader};
+use crate::model::bind::{BindEvent, CloseEvent};
+use crate::model::process::Process;
+
+/// Something that was seen to happen.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// To a process; an exec comes with what was read of the process.
+    Process(ProcessEvent, Option<Box<Process>>),
+    /// A bind succeeded or was refused.
+    Bind(Box<BindEvent>),
+    /// A socket that was bound was closed.
+    Close(CloseEvent),
+}
+
+/// The loop has ended.
+struct Stopped;
+
+/// Reads events and sends them on, each exec with what it left of the process's environment, until the loop ends.
+pub(super) fn forward(mut events: ProcEvents, reader: &Reader, messages: &mpsc::Sender<Message>) {
+    let mut headless = HashSet::new();
+    loop {
+        let sent = match events.receive_some() {
+            Ok(some) => match with_readings(some, reader, &mut headless) {
+                // Threads, our own among them, come and go without a word.
+                events if events.is_empty() => Ok(()),
+                events => messages.blocking_send(Message::Events(source::PROC, events)).map_err(|_| Stopped),
+            },
+            Err(error) if means_lost(&error) => {
+                messages.blocking_send(Message::EventsLost(source::PROC, 1)).map_err(|_| Stopped)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => {
+                let _ = messages.blocking_send(Message::EventsEnded(source::PROC, error.to_string()));
+                return;
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// Adds to each exec what can be read of the process, and corrects the kernel's word about ends: the exit of a process's
+/// first thread is told as the process's, though others may go on.
+fn with_readings(events: Vec<ProcessEvent>, reader: &Reader, headless: &mut HashSet<u32>) -> Vec<Event> {
+    events
+        .into_iter()
+        .filter_map(|event| match event {
+            ProcessEvent::Execed { pid } => {
+                headless.remove(&pid);
+                Some(Event::Process(ProcessEvent::Execed { pid }, reader.read(pid).ok().map(Box::new)))
+            }
+            ProcessEvent::Exited { pid } if process::glance(pid).is_ok() => {
+                headless.insert(pid);
+                None
+            }
+            ProcessEvent::ThreadExited { pid } => {
+                let last = headless.contains(&pid) && process::glance(pid).is_err();
+                last.then(|| {
+                    headless.remove(&pid);
+                    Event::Process(ProcessEvent::Exited { pid }, None)
+                })
+            }
+            event => Some(Event::Process(event, None)),
+        })
+        .collect()
+}
+
+/// Reads the events of the kernel's programs and sends them on, until the loop ends.
+pub(super) fn forward_bpf(mut events: bpf::Source, reader: &Arc<Reader>, messages: &mpsc::Sender<Message>) {
+    let processes = events.has(Gain::Processes);
+    loop {
+        let sent = match events.receive() {
+            Ok(drained) => {
+                let events =
+                    drained.events.into_iter().filter_map(|event| from_bpf(event, reader, processes));
+                hand_on(events.collect(), drained.binds, drained.lost, messages)
+            }
+            Err(error) => {
+                let _ = messages.blocking_send(Message::EventsEnded(source::EBPF, error.to_string()));
+                return;
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+fn from_bpf(event: bpf::Event, reader: &Reader, processes: bool) -> Option<Event> {
+    match event {
+        bpf::Event::Bind(event) => Some(Event::Bind(Box::new(event))),
+        bpf::Event::Close(event) => Some(Event::Close(event)),
+        _ if !processes => None,
+        bpf::Event::Process(event) => Some(Event::Process(event, None)),
+        bpf::Event::Exec(exec) => {
+            let pid = exec.pid;
+            Some(Event::Process(ProcessEvent::Execed { pid }, Some(Box::new(reader.from_exec(*exec)))))
+        }
+    }
+}
+
+fn hand_on(
+    events: Vec<Event>,
+    binds: u64,
+    lost: u64,
+    messages: &mpsc::Sender<Message>,
+) -> Result<(), Stopped> {
+    let send = |message| messages.blocking_send(message).map_err(|_| Stopped);
+    if !events.is_empty() {
+        send(Message::Events(source::EBPF, events))?;
+    }
+    if binds > 0 {
+        send(Message::Bound)?;
+    }
+    if lost > 0 {
+        send(Message::EventsLost(source::EBPF, lost))?;
+    }
+    Ok(())
+}

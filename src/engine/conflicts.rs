@@ -1,0 +1,518 @@
+//! Refused binds: noted from the kernel's events, folded where they repeat, explained by a look at the port.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::binds::Bound;
+use super::{Engine, Notice, Question, Topic};
+use crate::judge::conflict::{self, Finding, GONE, Refusal};
+use crate::judge::overlap::{self, Place};
+use crate::kernel::look::{Findings, Plan, WhenFree};
+use crate::model::answer::SCHEMA;
+use crate::model::bind::{BindEvent, BindFlags, Outcome};
+use crate::model::claim::{Claim, Owner, OwnerType, SocketRef, Verdict};
+use crate::model::conflict::{Call, Cause, Conflict, Conflicts, Loser};
+use crate::model::job::JobKey;
+use crate::model::netns::NetnsSelector;
+use crate::model::process::Holder;
+use crate::model::socket::{ClaimKind, Protocol};
+use crate::model::target::Target;
+
+/// A refusal that comes this soon after the one before it continues it: a retry loop, a service that is restarted and fails.
+const FOLD_WITHIN: SignedDuration = SignedDuration::from_mins(2);
+/// Conflicts that are remembered, the oldest go first.
+const MAX_KEPT: usize = 2000;
+/// Conflicts that wait for a look. Those beyond it are explained from the events alone.
+const MAX_WAITING: usize = 256;
+
+/// What repeats is by the same program of the same job or user, on the same place, against the same sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct FoldKey {
+    call: Call,
+    netns: u64,
+    protocol: Protocol,
+    address: IpAddr,
+    port: u16,
+    comm: Option<String>,
+    uid: Option<u32>,
+    job: Option<JobKey>,
+    blockers: Vec<u64>,
+}
+
+/// A refusal on its way to being explained.
+#[derive(Debug, Clone)]
+struct Pending {
+    event: BindEvent,
+    call: Call,
+    at: Timestamp,
+    last_at: Timestamp,
+    attempts: u64,
+    loser: Loser,
+    job: Option<JobKey>,
+    had: Vec<Bound>,
+    fold: FoldKey,
+}
+
+#[derive(Debug)]
+enum Record {
+    Pending(Box<Pending>),
+    Explained(Box<Conflict>, FoldKey),
+}
+
+/// The table of conflicts.
+#[derive(Debug, Default)]
+pub(super) struct ConflictTable {
+    records: BTreeMap<u64, Record>,
+    folded: HashMap<FoldKey, u64>,
+    waiting: VecDeque<u64>,
+    last_id: u64,
+}
+
+impl ConflictTable {
+    /// Adds to a conflict that goes on; answers how often it has been counted under which cause, or `None` for a new one.
+    fn fold(&mut self, key: &FoldKey, at: Timestamp) -> Option<Option<(Protocol, Cause)>> {
+        let id = self.folded.get(key)?;
+        match self.records.get_mut(id)? {
+            Record::Pending(pending) => {
+                (pending.last_at, pending.attempts) = (at, pending.attempts + 1);
+                Some(None)
+            }
+            Record::Explained(conflict, _) => {
+                if at.duration_since(conflict.last_at) > FOLD_WITHIN {
+                    self.folded.remove(key);
+                    return None;
+                }
+                (conflict.last_at, conflict.attempts) = (at, conflict.attempts + 1);
+                Some(Some((conflict.protocol, conflict.cause)))
+            }
+        }
+    }
+
+    fn add(&mut self, pending: Pending) {
+        self.last_id += 1;
+        // One that is not proven may turn out to be none: until then it is beside the one that it would continue.
+        self.folded.entry(pending.fold.clone()).or_insert(self.last_id);
+        self.records.insert(self.last_id, Record::Pending(Box::new(pending)));
+        self.waiting.push_back(self.last_id);
+        while self.records.len() > MAX_KEPT {
+            if let Some((id, record)) = self.records.pop_first() {
+                let key = match &record {
+                    Record::Pending(pending) => &pending.fold,
+                    Record::Explained(_, key) => key,
+                };
+                if self.folded.get(key) == Some(&id) {
+                    let key = key.clone();
+                    self.folded.remove(&key);
+                }
+            }
+        }
+    }
+
+    fn unfold(&mut self, key: &FoldKey, id: u64) {
+        if self.folded.get(key) == Some(&id) {
+            self.folded.remove(key);
+        }
+    }
+
+    fn take(&mut self, id: u64) -> Option<Pending> {
+        match self.records.remove(&id)? {
+            Record::Pending(pending) => Some(*pending),
+            explained @ Record::Explained(..) => {
+                self.records.insert(id, explained);
+                None
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// A bind succeeded or was refused. Answers whether a look has to explain it.
+    pub fn bind_event(&mut self, event: BindEvent) -> bool {
+        let at = self.clock.at_monotonic(event.bind.at);
+        let start = event.by.as_ref().map(|by| self.clock.ticks(by.start));
+        let process = self.processes.remembered(event.bind.pid, start);
+        let call = match event.outcome {
+            Outcome::Bound => {
+                let by = super::binds::Binder::new(event.bind.pid, process);
+                self.binds.bound(event.cookie, event.netns, &event.bind, at, by);
+                return false;
+            }
+            Outcome::Refused { .. } => Call::Bind,
+            Outcome::ListenRefused => Call::Listen,
+        };
+        let had: Vec<Bound> = self
+            .binds
+            .at(event.netns, event.bind.protocol, event.bind.port, at)
+            .filter(|bound| {
+                bound.cookie != event.cookie && overlap::addresses_meet(&place_of(bound), &wanted(&event))
+            })
+            .cloned()
+            .collect();
+        let (comm, job) = match &process {
+            Some(process) => (Some(process.comm.clone()), process.job.clone()),
+            None => (event.by.as_ref().map(|by| by.comm.clone()), None),
+        };
+        let mut blockers: Vec<u64> = had.iter().map(|bound| bound.cookie).collect();
+        blockers.sort_unstable();
+        let fold = FoldKey {
+            call,
+            netns: event.netns,
+            protocol: event.bind.protocol,
+            address: event.bind.address,
+            port: event.bind.port,
+            comm: comm.clone(),
+            uid: event.by.as_ref().map(|by| by.uid),
+            job: job.clone(),
+            blockers,
+        };
+        self.binds.asked_for(&event.bind, at, comm.as_deref());
+        // One whose end is not proven is looked at before it is counted.
+        let proven = !matches!(event.outcome, Outcome::Refused { proven: false, .. });
+        match self.conflicts.fold(&fold, at).filter(|_| proven) {
+            Some(counted) => {
+                if let Some((protocol, cause)) = counted {
+                    self.counters.conflicted(protocol, cause, 1);
+                }
+                false
+            }
+            None => {
+                let loser = self.loser(&event, process);
+                self.conflicts.add(Pending {
+                    event,
+                    call,
+                    at,
+                    last_at: at,
+                    attempts: 1,
+                    loser,
+                    job,
+                    had,
+                    fold,
+                });
+                true
+            }
+        }
+    }
+
+    /// A socket was closed.
+    pub fn close_event(&mut self, cookie: u64, at: Timestamp) {
+        self.binds.closed(cookie, at);
+    }
+
+    /// The next refusal that a look has to explain, with that look.
+    pub fn next_conflict(&mut self) -> Option<(u64, Plan)> {
+        // What is beyond the bound is explained without a look.
+        while self.conflicts.waiting.len() > MAX_WAITING {
+            let id = self.conflicts.waiting.pop_front()?;
+            self.explain(id, None);
+        }
+        loop {
+            let id = self.conflicts.waiting.pop_front()?;
+            let Some(Record::Pending(pending)) = self.conflicts.records.get(&id) else { continue };
+            let (event, pid) = (&pending.event, pending.event.bind.pid);
+            if event.bind.port == 0 || event.netns == 0 {
+                self.explain(id, None);
+                continue;
+            }
+            let question = question(event);
+            let plan = self.plan_question(&question, false);
+            let mut search = plan.search;
+            search.when_free = WhenFree::Say;
+            let inhabitants = Some(self.processes.inhabitants());
+            return Some((id, Plan { inhabitants, search, also: vec![pid], ..plan }));
+        }
+    }
+
+    /// Explains a refusal from the look that was taken for it; `None` where there was none.
+    pub fn explain(&mut self, id: u64, findings: Option<&Findings>) {
+        let Some(mut pending) = self.conflicts.take(id) else { return };
+        let event = &pending.event;
+        let is_bound = |findings: &Findings| {
+            let mut sockets = findings.namespaces.iter().flat_map(|netns| netns.sockets.iter().flatten());
+            sockets.any(|socket| socket.key.cookie == event.cookie && socket.port == event.bind.port)
+        };
+        let unproven = matches!(event.outcome, Outcome::Refused { proven: false, .. });
+        if unproven && findings.is_some_and(is_bound) {
+            // It came to its end after all, and succeeded.
+            return self.conflicts.unfold(&pending.fold, id);
+        }
+        if let Some(Some((protocol, cause))) = self.conflicts.fold(&pending.fold, pending.at) {
+            return self.counters.conflicted(protocol, cause, pending.attempts);
+        }
+        if let Some(findings) = findings {
+            self.complete(&mut pending, findings);
+        }
+        let blockers = self.blockers(&pending, findings);
+        let finding = self.finding(&pending, &blockers);
+        self.counters.conflicted(pending.event.bind.protocol, finding.cause, pending.attempts);
+        let conflict = self.conflict(&pending, blockers, finding, findings);
+        self.notices.push(Notice::Conflict(Box::new(conflict.clone())));
+        self.conflicts.folded.insert(pending.fold.clone(), id);
+        self.conflicts.records.insert(id, Record::Explained(Box::new(conflict), pending.fold));
+    }
+
+    fn loser(&self, event: &BindEvent, process: Option<super::processes::Remembered>) -> Loser {
+        let by = event.by.as_ref();
+        let mut loser = Loser {
+            pid: event.bind.pid,
+            start_time: by.and_then(|by| self.clock.at_ticks(self.clock.ticks(by.start))),
+            ppid: None,
+            uid: by.map(|by| by.uid),
+            user: None,
+            comm: by.map(|by| by.comm.clone()),
+            exe: None,
+            cmdline: None,
+            cwd: None,
+            unit: None,
+            container: None,
+            ancestry: Vec::new(),
+            job: None,
+            test: None,
+        };
+        if let Some(process) = process {
+            loser.start_time =
+                loser.start_time.or_else(|| process.start.and_then(|start| self.clock.at_ticks(start)));
+            loser.ppid = Some(process.ppid);
+            loser.comm = Some(process.comm).filter(|comm| !comm.is_empty()).or(loser.comm);
+            loser.cmdline = Some(process.cmdline);
+            loser.exe =
+                process.told.as_ref().map(|(path, _)| path.clone()).filter(|path| path.starts_with('/'));
+            loser.uid = loser.uid.or(process.told.map(|(_, uid)| uid));
+            (loser.unit, loser.container) = (process.unit, process.container);
+            loser.ancestry = process.ancestry;
+        }
+        loser
+    }
+
+    /// What only a living process tells of itself.
+    fn complete(&self, pending: &mut Pending, findings: &Findings) {
+        let loser = &mut pending.loser;
+        let alive = findings
+            .also
+            .get(&loser.pid)
+            .filter(|seen| seen.start_time == loser.start_time || loser.start_time.is_none());
+        if let Some(Holder { exe, cwd, user, uid, unit, container, cmdline, ppid, .. }) = alive.cloned() {
+            loser.exe = exe.or(loser.exe.take());
+            (loser.cwd, loser.user) = (cwd, user);
+            loser.uid = loser.uid.or(uid);
+            loser.unit = loser.unit.take().or(unit);
+            loser.container = loser.container.take().or(container);
+            loser.cmdline = loser.cmdline.take().or(cmdline);
+            loser.ppid = loser.ppid.or(ppid);
+        }
+    }
+
+    /// Who had the port: what the look found that was there at that moment, and what was closed since.
+    fn blockers(&self, pending: &Pending, findings: Option<&Findings>) -> Vec<Claim> {
+        let event = &pending.event;
+        let answer = findings.and_then(|findings| self.answer(&question(event), findings).ok());
+        let wanted = wanted(event);
+        let cookie = |claim: &Claim| claim.socket.as_ref().map(|socket| socket.cookie);
+        let mut blockers: Vec<Claim> = answer.map(|answer| answer.claims).unwrap_or_default();
+        blockers.retain(|claim| {
+            let later = cookie(claim)
+                .and_then(|cookie| self.binds.get(cookie))
+                .is_some_and(|bound| bound.at > pending.at);
+            let listens = pending.call == Call::Bind || claim.kind == ClaimKind::Listener;
+            let itself = cookie(claim) == Some(event.cookie);
+            !later && !itself && listens && overlap::blocks(&place(claim), &wanted)
+        });
+        // A listener's own connections stand behind it.
+        let listener_has =
+            blockers.iter().any(|claim| matches!(claim.kind, ClaimKind::Listener | ClaimKind::Bound));
+        if listener_has {
+            blockers.retain(|claim| matches!(claim.kind, ClaimKind::Listener | ClaimKind::Bound));
+        }
+        let found: Vec<u64> = blockers.iter().filter_map(cookie).collect();
+        let gone = pending.had.iter().filter(|bound| !found.contains(&bound.cookie));
+        blockers.extend(gone.map(|bound| self.gone(bound)));
+        blockers
+    }
+
+    /// A socket that was closed before it could be looked at, as a claim.
+    fn gone(&self, bound: &Bound) -> Claim {
+        let process = self.processes.remembered(bound.by.pid, bound.by.start);
+        let job = bound.by.job.as_ref().and_then(|key| self.jobs.shown(key));
+        let mut holder = Holder::unknown(bound.by.pid, 0);
+        holder.comm.clone_from(&bound.by.comm);
+        holder.ppid = bound.by.ppid;
+        holder.start_time = bound.by.start.and_then(|start| self.clock.at_ticks(start));
+        if let Some(process) = process {
+            holder.cmdline = Some(process.cmdline);
+            holder.uid = process.told.as_ref().map(|(_, uid)| *uid);
+            holder.exe = process.told.map(|(path, _)| path).filter(|path| path.starts_with('/'));
+            (holder.unit, holder.container, holder.ancestry) =
+                (process.unit, process.container, process.ancestry);
+        }
+        Claim {
+            kind: if bound.protocol == Protocol::Tcp { ClaimKind::Bound } else { ClaimKind::Listener },
+            protocol: bound.protocol,
+            address: bound.address,
+            port: bound.port,
+            v6only: None,
+            interface: None,
+            reuseaddr: None,
+            reuseport: None,
+            state: GONE.to_owned(),
+            peer: None,
+            expires_ms: None,
+            netns: self.ports.netns_of_inode(bound.netns),
+            socket: Some(SocketRef {
+                inode: 0,
+                cookie: bound.cookie,
+                uid: holder.uid.unwrap_or_default(),
+                cgroup: None,
+            }),
+            since: Some(bound.at),
+            binder: None,
+            owner: Owner { kind: OwnerType::Process, name: holder.comm.clone() },
+            holders: vec![holder],
+            job,
+            test: None,
+            verdict: Verdict::Unattributed,
+            reason: "it was closed before it could be looked at".to_owned(),
+            nat: None,
+        }
+    }
+
+    fn finding(&self, pending: &Pending, blockers: &[Claim]) -> Finding {
+        let event = &pending.event;
+        let bind = &event.bind;
+        let (askers, asked) = self.binds.askers(bind.protocol, bind.port);
+        let job = pending.job.as_ref().and_then(|key| self.jobs.shown(key));
+        let kin: Vec<u32> = pending.loser.ancestry.iter().map(|kin| kin.pid).filter(|pid| *pid > 1).collect();
+        let related = |by: &super::binds::Binder| {
+            by.pid == bind.pid
+                || kin.contains(&by.pid)
+                || (by.job.is_some() && by.job == pending.job)
+                || by.ppid.is_some_and(|ppid| ppid > 1 && Some(ppid) == pending.loser.ppid)
+        };
+        let gave_away = self
+            .binds
+            .gave_away((event.netns, bind.protocol, bind.port), pending.at, related)
+            .map(|until| pending.at.duration_since(until));
+        conflict::explain(
+            &Refusal {
+                call: pending.call,
+                errno: match event.outcome {
+                    Outcome::Refused { errno, .. } => errno,
+                    _ => None,
+                },
+                protocol: bind.protocol,
+                port: bind.port,
+                at: pending.at,
+                pid: bind.pid,
+                job: job.as_ref(),
+                privileged: event.by.as_ref().map(|by| by.privileged),
+                ephemeral: self.ephemeral,
+                gave_away,
+                askers: &askers,
+                asked,
+            },
+            blockers,
+        )
+    }
+
+    fn conflict(
+        &self,
+        pending: &Pending,
+        blockers: Vec<Claim>,
+        finding: Finding,
+        findings: Option<&Findings>,
+    ) -> Conflict {
+        let bind = &pending.event.bind;
+        let known =
+            findings.and_then(|findings| findings.namespaces.first()).map(|netns| netns.shown.clone());
+        let Finding { errno, errno_known, cause, explanation } = finding;
+        let mut loser = pending.loser.clone();
+        loser.job = pending.job.as_ref().and_then(|key| self.jobs.shown(key));
+        Conflict {
+            at: pending.at,
+            last_at: pending.last_at,
+            call: pending.call,
+            protocol: bind.protocol,
+            address: bind.address,
+            port: bind.port,
+            netns: known.unwrap_or_else(|| self.ports.netns_of_inode(pending.event.netns)),
+            errno: errno.map(str::to_owned),
+            errno_known,
+            attempts: pending.attempts,
+            loser,
+            blockers,
+            cause,
+            explanation,
+        }
+    }
+
+    /// The conflicts that were seen since a moment, on the wall clock.
+    pub fn conflicts(&self, since: Option<Timestamp>, now: Timestamp) -> Conflicts {
+        let step = self.clock.step();
+        let moved = |at: Timestamp| at.checked_add(step).unwrap_or(at);
+        let explained = self.conflicts.records.values().filter_map(|record| match record {
+            Record::Explained(conflict, _) => Some(conflict),
+            Record::Pending(_) => None,
+        });
+        let conflicts = explained
+            .map(|conflict| {
+                let mut conflict = (**conflict).clone();
+                (conflict.at, conflict.last_at) = (moved(conflict.at), moved(conflict.last_at));
+                conflict
+            })
+            .filter(|conflict| since.is_none_or(|since| conflict.last_at >= since))
+            .collect();
+        Conflicts {
+            schema: SCHEMA,
+            as_of: moved(now),
+            watched_since: None,
+            incomplete: Vec::new(),
+            conflicts,
+        }
+    }
+}
+
+fn question(event: &BindEvent) -> Question {
+    let port = event.bind.port;
+    Question {
+        topic: Topic::Target(Target {
+            ports: port..=port,
+            protocol: Some(event.bind.protocol),
+            address: None,
+        }),
+        netns: Some(NetnsSelector::Inode(event.netns)),
+    }
+}
+
+fn wanted(event: &BindEvent) -> Place {
+    Place {
+        protocol: event.bind.protocol,
+        address: event.bind.address,
+        v6only: event.flags.v6only,
+        ifindex: event.ifindex,
+        flags: Some(event.flags),
+        listens: false,
+    }
+}
+
+fn place_of(bound: &Bound) -> Place {
+    // With the options not known, a wildcard may cover IPv4 too.
+    let (protocol, address) = (bound.protocol, bound.address);
+    Place { protocol, address, v6only: false, ifindex: None, flags: None, listens: false }
+}
+
+fn place(claim: &Claim) -> Place {
+    let flags = match (claim.reuseaddr, claim.reuseport) {
+        (Some(reuseaddr), Some(reuseport)) => {
+            Some(BindFlags { reuseaddr, reuseport, v6only: claim.v6only == Some(true) })
+        }
+        _ => None,
+    };
+    Place {
+        protocol: claim.protocol,
+        address: claim.address,
+        v6only: claim.v6only == Some(true),
+        ifindex: None,
+        flags,
+        listens: claim.kind == ClaimKind::Listener,
+    }
+}

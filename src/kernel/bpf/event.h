@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * What crosses from the kernel's side to ours: all numbers in the machine's byte order. The same layouts are asserted below
+ * and in event.rs, which decodes them.
+ */
+#ifndef SNIFFER_EVENT_H
+#define SNIFFER_EVENT_H
+
+/* What happened. */
+enum kind {
+	KIND_FORK = 1,		/* pid made the process `other` */
+	KIND_EXEC = 2,		/* pid, child of `other`, runs a program: a struct exec */
+	KIND_RENAME = 3,	/* thread tid of pid is called comm now */
+	KIND_EXIT = 4,		/* the last thread of pid has ended */
+	KIND_BOUND = 16,	/* the socket is bound */
+	KIND_CLOSE = 17,	/* the socket is closed, by pid; the rest is as KIND_BOUND said */
+	KIND_BIND_FAILED = 18,	/* a bind was refused */
+	KIND_LISTEN_FAILED = 19,/* a listen was refused */
+};
+
+enum flags {
+	FLAG_REUSEADDR = 1,	/* KIND_*_FAILED: SO_REUSEADDR is set */
+	FLAG_REUSEPORT = 2,	/* SO_REUSEPORT is set */
+	FLAG_V6ONLY = 4,	/* IPV6_V6ONLY is set */
+	FLAG_PRIVILEGED = 8,	/* has CAP_NET_BIND_SERVICE; looked up for refused binds of ports below 1024 only */
+	FLAG_UNPROVEN = 16,	/* KIND_BIND_FAILED: nothing shows that the bind has come to its end */
+};
+
+/* One cache line. */
+struct event {
+	unsigned long long at_ns;	/* CLOCK_MONOTONIC, of binds to the tick; of KIND_*_FAILED: of the call that was refused */
+	unsigned long long cookie;	/* of the socket */
+	unsigned int pid;		/* thread group, in the first pid namespace */
+	unsigned int tid;		/* thread */
+	unsigned int other;		/* another process, see enum kind */
+	unsigned int netns;		/* inode of the socket's network namespace; of processes: of the one they are in */
+	unsigned int ifindex;		/* SO_BINDTODEVICE, or 0 */
+	int error;			/* errno, negative; 0 where only the failure is known */
+	unsigned short port;		/* local, 0 where none was given */
+	unsigned short asked_port;	/* as the process asked for it: 0 lets the kernel choose */
+	unsigned char kind;		/* enum kind */
+	unsigned char protocol;		/* IPPROTO_TCP or IPPROTO_UDP */
+	unsigned char family;		/* AF_INET or AF_INET6 */
+	unsigned char flags;		/* enum flags */
+	unsigned char address[16];	/* local; of AF_INET the first four bytes, network order */
+};
+
+/* What describes the process of an event. */
+struct signature {
+	unsigned long long start_ns;	/* CLOCK_BOOTTIME of its start; KIND_FORK: of the start of `other` */
+	unsigned long long cgroup_id;	/* cgroup v2 */
+	unsigned int uid;		/* effective */
+	unsigned char comm[16];		/* of the thread; ended by NUL */
+	unsigned int reserved;
+};
+
+/* Events of processes, and refusals that the process itself tells. */
+struct signed_event {
+	struct event event;
+	struct signature by;
+};
+
+#define PROGRAM_BYTES 256
+#define ARGUMENTS_BYTES 2048
+#define ENVIRONMENT_BYTES 16384
+
+/* An exec: the event, then the first bytes of the new program's arguments, then those of its environment. */
+struct exec {
+	struct signed_event event;
+	unsigned int arguments;		/* bytes that follow of arguments */
+	unsigned int environment;	/* and then of environment */
+	unsigned int arguments_all;	/* bytes there are of arguments */
+	unsigned int environment_all;	/* and of environment */
+	unsigned char program[PROGRAM_BYTES];	/* path of the program as it was called, or of its interpreter */
+	unsigned char data[ARGUMENTS_BYTES + ENVIRONMENT_BYTES];
+};
+
+/* How far a bind has come. */
+enum stage {
+	STAGE_NONE = 0,		/* there is none */
+	STAGE_ATTEMPT = 1,	/* it has begun, and nothing tells of its end */
+};
+
+/* The bind that a thread tries, or has tried last. Threads whose numbers end alike share a slot. */
+struct attempt {
+	unsigned long long at_ns;	/* CLOCK_MONOTONIC, to the tick */
+	unsigned long long cookie;
+	unsigned int pid;
+	unsigned int tid;
+	unsigned short port;		/* as asked for */
+	unsigned char stage;		/* enum stage */
+	unsigned char protocol;
+	unsigned char family;
+	unsigned char reserved[3];
+	unsigned char address[16];
+};
+
+/* Counters of one core. */
+struct counters {
+	unsigned long long attempts;	/* binds that began */
+	unsigned long long resolved;	/* and whose end was seen, or whose socket was closed */
+	unsigned long long listens;	/* listens that began */
+	unsigned long long lost;	/* events that found no room */
+};
+
+_Static_assert(sizeof(struct event) == 64, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct event, error) == 36, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct event, kind) == 44, "decoded by event.rs");
+_Static_assert(sizeof(struct signed_event) == 104, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct signed_event, by.comm) == 84, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct exec, program) == 120, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct exec, data) == 376, "decoded by event.rs");
+_Static_assert(sizeof(struct attempt) == 48, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct attempt, port) == 24, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct attempt, address) == 32, "decoded by event.rs");
+
+#endif

@@ -1,0 +1,302 @@
+//! The events of the attached programs, drained from their ring, and attempts whose end nothing has told.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aya::Ebpf;
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::event::{self, ATTEMPT_BYTES, Event};
+use super::load::{self, Hook, Loaded, PROGRAMS};
+use super::{Gain, Reasons, Unavailable};
+use crate::kernel::proc_events::{ProcessEvent, fence};
+use crate::kernel::{clock, netns, process};
+use crate::model::bind::{BindEvent, BindFlags, Outcome};
+
+/// The programs, compiled: `scripts/bpf` makes it from `events.bpf.c`, CI compares.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("events.bpf.o");
+
+/// Whoever wakes for the first event waits this long for others, unless somebody is in a hurry: each waking costs the process
+/// that causes it several microseconds, and in a storm there are 200 a second instead of thousands.
+const GATHER: Duration = Duration::from_millis(5);
+/// Events handed on at once.
+const BATCH: usize = 4096;
+/// Without an event the counters are read this often.
+const IDLE: Duration = Duration::from_millis(100);
+/// An attempt whose end is not known is looked at after this time.
+const OVERDUE: Duration = Duration::from_millis(100);
+/// A thread that is not seen to leave its bind for this long was starved of the processor for good: it is believed no more.
+const STARVED: Duration = Duration::from_secs(5);
+/// The slots of attempts are walked at most this often to find such attempts.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// The fence that proves that pids mean what they say. It arrives at once or never.
+const PROOF: u32 = u32::MAX;
+const PROOF_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What was drained.
+#[derive(Debug, Default)]
+pub struct Drained {
+    /// In order.
+    pub events: Vec<Event>,
+    /// Binds and listens that began since the last time: what takes ports may have changed.
+    pub binds: u64,
+    /// Events that were dropped since the last time, for want of room.
+    pub lost: u64,
+}
+
+/// Counters of all cores.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counted {
+    /// Binds and listens that began.
+    begun: u64,
+    /// Binds whose end is not known.
+    open: u64,
+    lost: u64,
+}
+
+/// Lets the source gather no longer: somebody waits for what has happened so far.
+#[derive(Debug, Clone)]
+pub struct Hurry(Arc<OwnedFd>);
+
+impl Hurry {
+    fn new() -> io::Result<Self> {
+        Ok(Hurry(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
+    }
+
+    /// Now.
+    pub fn now(&self) {
+        // A full counter is a signal too.
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+
+    fn clear(&self) {
+        let _ = rustix::io::read(&*self.0, &mut [0; 8]);
+    }
+}
+
+/// The attached programs and the events they send. Dropped, everything ends.
+pub struct Source {
+    _ebpf: Ebpf,
+    ring: RingBuf<MapData>,
+    counters: PerCpuArray<MapData, [u64; 4]>,
+    attempts: Array<MapData, [u8; ATTEMPT_BYTES]>,
+    missing: Vec<(Gain, String)>,
+    hurry: Hurry,
+    before: Counted,
+    next_sweep: Instant,
+    /// Binds that were told as refused though their sockets are open still, by cookie and moment.
+    told: HashSet<(u64, Duration)>,
+}
+
+impl Source {
+    /// Loads and attaches whatever this kernel takes. Errors: not even binds can be watched.
+    pub fn load(reasons: Reasons) -> Result<Self, Unavailable> {
+        let mut source = Source::of(OBJECT, &PROGRAMS, reasons)?;
+        source.prove()?;
+        Ok(source)
+    }
+
+    /// Waits for a fence of our own: in another pid namespace the kernel's numbers mean other processes.
+    fn prove(&mut self) -> Result<(), Unavailable> {
+        if !self.has(Gain::Processes) {
+            return Ok(());
+        }
+        let failed = |error: io::Error| Unavailable::Failed(error.to_string());
+        // Joined by its end: a thread that cannot be started sends no proof.
+        let _ = std::thread::Builder::new().spawn(|| fence(PROOF)).map(std::thread::JoinHandle::join);
+        self.hurry.now();
+        let end = Instant::now() + PROOF_TIMEOUT;
+        while Instant::now() < end {
+            let proof = Event::Process(ProcessEvent::Fence { number: PROOF });
+            if self.receive().map_err(failed)?.events.contains(&proof) {
+                return Ok(());
+            }
+        }
+        Err(Unavailable::ForeignPids)
+    }
+
+    fn of(object: &[u8], programs: &[(Gain, &str, Hook)], reasons: Reasons) -> Result<Self, Unavailable> {
+        let Loaded { mut ebpf, missing } = load::attach_all(object, programs, reasons)?;
+        Ok(Source {
+            ring: load::map(&mut ebpf, "ring")?,
+            counters: load::map(&mut ebpf, "counters")?,
+            attempts: load::map(&mut ebpf, "attempts")?,
+            _ebpf: ebpf,
+            missing,
+            hurry: Hurry::new().map_err(|error| Unavailable::Failed(error.to_string()))?,
+            before: Counted::default(),
+            next_sweep: Instant::now(),
+            told: HashSet::new(),
+        })
+    }
+
+    /// What this kernel does not give, each with its reason.
+    pub fn missing(&self) -> &[(Gain, String)] {
+        &self.missing
+    }
+
+    /// Whether this much is there.
+    pub fn has(&self, gain: Gain) -> bool {
+        self.missing.iter().all(|(lost, _)| *lost != gain)
+    }
+
+    /// The way to make it hand on at once what has happened.
+    pub fn hurry(&self) -> Hurry {
+        self.hurry.clone()
+    }
+
+    /// Waits for events and takes those that have come; none after a while without any. Errors: the source has ended.
+    pub fn receive(&mut self) -> io::Result<Drained> {
+        self.wait()?;
+        let mut events = Vec::new();
+        while events.len() < BATCH {
+            let Some(event) = self.ring.next().map(|item| event::decode(&item)) else { break };
+            events.extend(event.filter(|event| self.is_news(event)));
+        }
+        let counted = self.counted()?;
+        let before = std::mem::replace(&mut self.before, counted);
+        if counted.open > self.told.len() as u64 && Instant::now() >= self.next_sweep {
+            self.next_sweep = Instant::now() + SWEEP_EVERY;
+            events.extend(self.overdue().into_iter().map(Event::Bind));
+        }
+        Ok(Drained {
+            events,
+            binds: counted.begun.saturating_sub(before.begun),
+            lost: counted.lost.saturating_sub(before.lost),
+        })
+    }
+
+    /// Whether this has not been told yet: a refusal may have been, when its end was overdue.
+    fn is_news(&mut self, event: &Event) -> bool {
+        let Event::Bind(event) = event else { return true };
+        self.told.is_empty() || !self.told.remove(&(event.cookie, event.bind.at))
+    }
+
+    /// Attempts of a while ago whose thread is in no bind any more: the socket is open still, and was refused.
+    fn overdue(&mut self) -> Vec<BindEvent> {
+        let now = clock::monotonic();
+        let attempts = self.attempts.iter().filter_map(|slot| event::decode_attempt(&slot.ok()?));
+        let refused: Vec<BindEvent> = attempts
+            .filter(|(cookie, bind)| !self.told.contains(&(*cookie, bind.at)))
+            .filter(|(_, bind)| {
+                let age = now.saturating_sub(bind.at);
+                let outside = || process::is_outside_calls(bind.pid, bind.tid, &process::BINDING_CALLS);
+                age > STARVED || (age > OVERDUE && outside())
+            })
+            .map(|(cookie, bind)| BindEvent {
+                outcome: Outcome::Refused { errno: None, proven: false },
+                // The kernel tells a socket's namespace when it tells its end. Few processes leave theirs in between.
+                netns: netns::of_process(bind.pid).unwrap_or_default(),
+                cookie,
+                ifindex: None,
+                flags: BindFlags::default(),
+                bind,
+                by: None,
+            })
+            .collect();
+        self.told.extend(refused.iter().map(|event| (event.cookie, event.bind.at)));
+        refused
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        let hurry = PollFd::new(&self.hurry.0, PollFlags::IN);
+        let ring = self.ring.as_fd();
+        if wait_for(&mut [PollFd::new(&ring, PollFlags::IN), hurry.clone()], IDLE)? {
+            wait_for(&mut [hurry], GATHER)?;
+        }
+        self.hurry.clear();
+        Ok(())
+    }
+
+    fn counted(&self) -> io::Result<Counted> {
+        let cores = self.counters.get(&0, 0).map_err(io::Error::other)?;
+        let mut sum = Counted::default();
+        for [attempts, resolved, listens, lost] in cores.iter() {
+            sum.open = sum.open.wrapping_add(*attempts).wrapping_sub(*resolved);
+            sum.begun = sum.begun.wrapping_add(*attempts).wrapping_add(*listens);
+            sum.lost = sum.lost.wrapping_add(*lost);
+        }
+        Ok(sum)
+    }
+}
+
+/// Whether any of these became ready in that time.
+fn wait_for(what: &mut [PollFd<'_>], at_most: Duration) -> io::Result<bool> {
+    let timeout = Timespec::try_from(at_most).map_err(io::Error::other)?;
+    match poll(what, Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+
+    /// What this process did on this port, until the source has been silent for a while: `None` for a close.
+    fn of_port(source: &mut Source, port: u16) -> Vec<Option<Outcome>> {
+        let mut outcomes = Vec::new();
+        let mut cookies = HashSet::new();
+        for _ in 0..20 {
+            let drained = source.receive().unwrap();
+            assert_eq!(drained.lost, 0);
+            outcomes.extend(drained.events.into_iter().filter_map(|event| match event {
+                Event::Bind(event) if event.bind.port == port && event.bind.pid == std::process::id() => {
+                    cookies.insert(event.cookie);
+                    Some(Some(event.outcome))
+                }
+                Event::Close(event) if cookies.contains(&event.cookie) => Some(None),
+                _ => None,
+            }));
+        }
+        outcomes
+    }
+
+    const BOUND: Option<Outcome> = Some(Outcome::Bound);
+    const CLOSED: Option<Outcome> = None;
+
+    fn refused(source: &Source, proven: bool) -> Option<Outcome> {
+        let exact = source.has(Gain::Errno);
+        Some(Outcome::Refused { errno: exact.then_some(98), proven: proven || exact })
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn binds_refusals_and_closes_are_told_in_order() {
+        let mut source = Source::load(Reasons::Whole).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(TcpListener::bind(("127.0.0.1", port)).is_err());
+        drop(listener);
+        let refused = refused(&source, true);
+        assert_eq!(of_port(&mut source, port), [BOUND, refused, CLOSED]);
+        let six = UdpSocket::bind("[::1]:0").unwrap();
+        let port = six.local_addr().unwrap().port();
+        drop(six);
+        assert_eq!(of_port(&mut source, port), [BOUND, CLOSED]);
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_socket_that_was_refused_and_stays_open_is_told_of_after_a_while_and_once() {
+        let mut source = Source::load(Reasons::Whole).unwrap();
+        let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = holder.local_addr().unwrap();
+        let loser =
+            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+                .unwrap();
+        assert!(rustix::net::bind(&loser, &address).is_err());
+        let refused = refused(&source, false);
+        assert_eq!(of_port(&mut source, address.port()), [BOUND, refused]);
+        drop(loser);
+        assert_eq!(of_port(&mut source, address.port()), []);
+    }
+}

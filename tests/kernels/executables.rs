@@ -1,0 +1,72 @@
+//! A static build of this package, since a virtual machine without a system has no libraries: its binary, the holder and
+//! test executables, in a target directory of their own (`target/static`).
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// Named, because flags for the machine that builds would reach procedural macros too, and those cannot be static.
+const PLATFORM: &str = "x86_64-unknown-linux-gnu";
+
+/// Where cargo put each executable.
+pub(crate) struct Executables(HashMap<String, PathBuf>);
+
+impl Executables {
+    #[track_caller]
+    pub(crate) fn path(&self, name: &str) -> &Path {
+        self.0.get(name).unwrap_or_else(|| panic!("cargo built no executable {name}: {:?}", self.0))
+    }
+}
+
+/// Builds `sniffer`, `holder`, and the tests of these names; `lib` stands for the unit tests.
+#[track_caller]
+pub(crate) fn build<'a>(tests: impl Iterator<Item = &'a str>) -> Executables {
+    let mut selection: Vec<&str> = vec!["test", "--no-run"];
+    for test in tests {
+        match test {
+            "lib" => selection.push("--lib"),
+            test => selection.extend(["--test", test]),
+        }
+    }
+    // An example that is asked for among tests would be built as a test.
+    let mut executables = cargo(&["build", "--bin", "sniffer", "--example", "holder"]);
+    executables.extend(cargo(&selection));
+    Executables(executables)
+}
+
+#[track_caller]
+fn cargo(arguments: &[&str]) -> HashMap<String, PathBuf> {
+    let output = Command::new(env!("CARGO"))
+        .args(arguments)
+        .args(["--locked", "--target", PLATFORM, "--target-dir", "target/static"])
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        // It would win against RUSTFLAGS.
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // Everything is copied into the machine's memory.
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env("CARGO_PROFILE_DEV_STRIP", "symbols")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let messages = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "the static build failed: cargo {arguments:?}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    messages.lines().filter_map(|line| executable(&serde_json::from_str(line).unwrap())).collect()
+}
+
+/// Name and path, if cargo's message tells of an executable.
+fn executable(message: &Value) -> Option<(String, PathBuf)> {
+    let path = message["executable"].as_str()?;
+    let name = match message["target"]["kind"][0].as_str()? {
+        "lib" => "lib",
+        _ => message["target"]["name"].as_str()?,
+    };
+    Some((name.to_owned(), path.into()))
+}
