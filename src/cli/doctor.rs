@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{ANSWERED, Failure, OTHERWISE, printed};
 use crate::config;
+use crate::kernel::bpf::holders::OpenFiles;
 use crate::kernel::bpf::{self, Gain};
 use crate::kernel::proc_events::ProcEvents;
 use crate::kernel::sock_diag::{Depth, DiagQuery};
@@ -22,6 +23,7 @@ struct Document {
 pub(super) fn run(json: bool) -> Result<u8, Failure> {
     let mut checks = vec![sockets(), bound_sockets(), process_events(), control_groups(), configuration()];
     checks.extend(ebpf());
+    checks.push(open_files());
     checks.extend(privileges());
     let all = checks.iter().all(|check| check.ok);
     printed(if json {
@@ -105,6 +107,15 @@ fn control_groups() -> Check {
                 "the cgroup of a socket's creator stays unknown; mount cgroup2".to_owned(),
             )
         }),
+    )
+}
+
+fn open_files() -> Check {
+    check(
+        "ebpf: open files",
+        OpenFiles::load(bpf::Reasons::Whole)
+            .map(|_| "all open files in one walk of the kernel's".to_owned())
+            .map_err(|error| (error.to_string(), "holders are found in /proc, which takes longer".to_owned())),
     )
 }
 

@@ -12,7 +12,8 @@ use crate::judge::leak::{Judgement, Watching};
 use crate::kernel::Unreadable;
 use crate::kernel::look::Findings;
 use crate::model::answer::{Answer, AnswerSource, Looked, SCHEMA};
-use crate::model::claim::{Claim, Owner, OwnerType, Peer, SocketRef, Verdict};
+use crate::model::claim::{Binder, Claim, Owner, OwnerType, Peer, SocketRef, Verdict};
+use crate::model::job::Job;
 use crate::model::netns::NetnsSelector;
 use crate::model::process::Holder;
 use crate::model::socket::{ClaimKind, Protocol, Socket, SocketState};
@@ -132,16 +133,41 @@ impl Engine {
                 uid: socket.uid,
                 cgroup: socket.cgroup_id.and_then(|id| findings.cgroups.get(&id).cloned()),
             }),
-            since: entry.since.map(|at| moved(at, step)),
-            binder: None,
+            since: self.since(entry).map(|at| moved(at, step)),
+            binder: self.binder(socket.key.cookie, step),
             owner: owner(socket, &holders),
             holders,
             job,
+            shared_with: self.shared_with(entry),
             test: None,
             verdict,
             reason,
             nat: None,
         }
+    }
+
+    /// The jobs that share its port silently.
+    fn shared_with(&self, entry: &Entry) -> Vec<Job> {
+        let socket = &entry.socket;
+        let group = (socket.key.netns, socket.protocol, socket.address, socket.port);
+        self.shared.get(&group).filter(|_| socket.kind() == ClaimKind::Listener).map(|sharing| sharing.jobs.clone()).unwrap_or_default()
+    }
+
+    /// When it was bound, where that was told; a TCP socket that was not bound then, but began to listen, when it was seen to.
+    fn since(&self, entry: &Entry) -> Option<Timestamp> {
+        self.binds.get(entry.socket.key.cookie).map(|bound| bound.at).or(entry.since)
+    }
+
+    /// The process that bound it, alive or not.
+    fn binder(&self, cookie: u64, step: SignedDuration) -> Option<Binder> {
+        let by = &self.binds.get(cookie)?.by;
+        let start_time = by.start.and_then(|start| self.clock.at_ticks(start));
+        Some(Binder {
+            pid: by.pid,
+            start_time: start_time.map(|at| moved(at, step)),
+            comm: by.comm.clone()?,
+            alive: self.processes.lives(by.pid, by.start),
+        })
     }
 
     fn holders(&self, entry: &Entry, findings: &Findings, step: SignedDuration) -> Vec<Holder> {

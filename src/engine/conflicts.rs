@@ -369,6 +369,7 @@ impl Engine {
             owner: Owner { kind: OwnerType::Process, name: holder.comm.clone() },
             holders: vec![holder],
             job,
+            shared_with: Vec::new(),
             test: None,
             verdict: Verdict::Unattributed,
             reason: "it was closed before it could be looked at".to_owned(),

@@ -234,6 +234,12 @@ impl ProcessTable {
         })
     }
 
+    /// Whether this process is alive. One that has run nothing since its fork is known by its pid only.
+    pub(super) fn lives(&self, pid: u32, start: Option<u64>) -> bool {
+        let same = |record: &Record| record.start.is_none() || start.is_none() || record.start == start;
+        self.records.get(&pid).is_some_and(same)
+    }
+
     /// A process that lives or has ended a short time ago. `start` tells it from others that had its pid.
     pub(super) fn remembered(&self, pid: u32, start: Option<u64>) -> Option<Remembered> {
         let is_it = |found: &Remembered| match (found.start, start) {

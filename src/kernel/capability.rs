@@ -22,7 +22,7 @@ pub const USED: [Capability; 4] = [
     Capability {
         bit: 12,
         name: "CAP_NET_ADMIN",
-        lost: "process events cannot be subscribed to: the agent falls back to polling",
+        lost: "BPF programs cannot be attached to the bind hooks, and process events not be subscribed to: failed binds are not seen",
     },
     Capability {
         bit: 19,
@@ -32,7 +32,7 @@ pub const USED: [Capability; 4] = [
     Capability {
         bit: 21,
         name: "CAP_SYS_ADMIN",
-        lost: "other network namespaces cannot be entered: their ports are unknown",
+        lost: "other network namespaces cannot be entered: their ports are unknown; without CAP_BPF and CAP_PERFMON no BPF programs either",
     },
 ];
 

@@ -60,6 +60,27 @@ impl Scan {
         others.into_iter().chain(self.denied_init.then_some(Gap::DescriptorsOfInit))
     }
 
+    /// Adds a process that has a socket open; of several descriptors of one process the lowest counts.
+    pub(super) fn add_socket(&mut self, inode: u32, held: Descriptor) {
+        let holders = self.sockets.entry(inode).or_default();
+        match holders.iter_mut().find(|known| known.pid == held.pid) {
+            Some(known) => known.fd = known.fd.min(held.fd),
+            None => holders.push(held),
+        }
+    }
+
+    /// Adds a way into a network namespace.
+    pub(super) fn add_netns(&mut self, inode: u64, held: Descriptor) {
+        add_way(&mut self.netns, inode, held);
+    }
+
+    /// Brings the holders of each socket into order.
+    pub(super) fn sort(&mut self) {
+        for descriptors in self.sockets.values_mut() {
+            descriptors.sort_unstable();
+        }
+    }
+
     fn absorb(&mut self, other: Scan) {
         for (inode, mut descriptors) in other.sockets {
             self.sockets.entry(inode).or_default().append(&mut descriptors);
@@ -89,9 +110,7 @@ pub fn scan(pids: &[u32], wanted: Option<&HashSet<u32>>, threads: usize) -> Scan
             }
         }
     });
-    for descriptors in result.sockets.values_mut() {
-        descriptors.sort_unstable();
-    }
+    result.sort();
     result
 }
 

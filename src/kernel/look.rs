@@ -162,7 +162,7 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
     });
     mounts.extend(plan.netns_mounts.iter().cloned());
     let inhabitants = plan.inhabitants.clone().unwrap_or_else(|| inhabitants(&mut gaps));
-    let mut look = Look { plan, own, inhabitants, mounts, namespaces: Vec::new(), gaps };
+    let mut look = Look { plan, reader, own, inhabitants, mounts, namespaces: Vec::new(), gaps };
     look.visit(&look.entries(&plan.netns_descriptors)?);
     let mut found = Holders::default();
     look.search(&mut found);
@@ -181,11 +181,12 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
     if plan.query.depth == Depth::Everything && !sock_diag::lists_bound_sockets() {
         look.gaps.push(Gap::BoundSockets);
     }
-    Ok(look.finish(taken_at, found, reader))
+    Ok(look.finish(taken_at, found))
 }
 
 struct Look<'a> {
     plan: &'a Plan,
+    reader: &'a Reader,
     own: NetnsKey,
     inhabitants: Inhabitants,
     mounts: Vec<NetnsMount>,
@@ -281,7 +282,7 @@ impl Look<'_> {
         if all {
             match process::pids() {
                 Ok(pids) => {
-                    let scan = self.scan(&pids, &wanted);
+                    let scan = self.scan_all(&pids, &wanted);
                     self.gaps.retain(|gap| !gap.is_of_descriptors());
                     self.gaps.extend(scan.gaps());
                     found.netns_descriptors = Some(scan.netns.clone());
@@ -300,11 +301,22 @@ impl Look<'_> {
         }
     }
 
+    /// All processes: by the kernel's own walk where it was loaded, else by /proc.
+    fn scan_all(&self, pids: &[u32], wanted: &HashMap<u32, SocketKey>) -> Scan {
+        let inodes: HashSet<u32> = wanted.keys().copied().collect();
+        let walked = self.reader.open_files.get().map(|files| files.scan(&inodes, pids.len()));
+        match walked {
+            Some(Ok(scan)) => scan,
+            _ => self.scan(pids, wanted),
+        }
+    }
+
     fn scan(&self, pids: &[u32], wanted: &HashMap<u32, SocketKey>) -> Scan {
         descriptors::scan(pids, Some(&wanted.keys().copied().collect()), self.plan.search.threads)
     }
 
-    fn finish(self, taken_at: Timestamp, found: Holders, reader: &Reader) -> Findings {
+    fn finish(self, taken_at: Timestamp, found: Holders) -> Findings {
+        let reader = self.reader;
         let ids = self.namespaces.iter().flat_map(|netns| netns.sockets.iter().flatten());
         let cgroups = reader.cgroups.resolve(ids.filter_map(|socket| socket.cgroup_id));
         let wanted = |key: &SocketKey| match &self.plan.describe {

@@ -6,12 +6,14 @@
 use std::collections::HashSet;
 use std::io::Read;
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 
 use procfs::FromRead;
 use procfs::process::{Process as ProcDir, Stat};
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
 
 use super::bpf::Exec;
+use super::bpf::holders::OpenFiles;
 use super::cgroup::{self, CgroupPaths};
 use super::clock::BootClock;
 use super::users::Users;
@@ -34,6 +36,8 @@ pub struct Reader {
     pub clock: BootClock,
     /// cgroup ids to paths.
     pub cgroups: CgroupPaths,
+    /// The kernel's own walk over open files, where it was loaded.
+    pub open_files: OnceLock<OpenFiles>,
     users: Users,
 }
 
@@ -44,6 +48,7 @@ impl Reader {
             wanted: variables.into_iter().map(|name| name.as_bytes().to_vec()).collect(),
             clock: BootClock::read(),
             cgroups: CgroupPaths::default(),
+            open_files: OnceLock::new(),
             users: Users::default(),
         }
     }

@@ -160,6 +160,9 @@ pub struct Claim {
     pub owner: Owner,
     /// The job it belongs to.
     pub job: Option<Job>,
+    /// The jobs that share this port by `SO_REUSEPORT`, where there is more than one: requests reach any of them.
+    #[serde(default)]
+    pub shared_with: Vec<Job>,
     /// The test it belongs to.
     pub test: Option<Test>,
     /// Verdict.
@@ -225,6 +228,7 @@ pub(crate) mod fixtures {
                 started: None,
                 ended: Some("2026-11-21T13:54:36Z".parse().unwrap()),
             }),
+            shared_with: Vec::new(),
             test: None,
             verdict: Verdict::Leaked,
             reason: "job ended 8m31s ago (grace 30s)".to_owned(),

@@ -24,6 +24,7 @@ use super::answer::Unanswerable;
 use super::status::{SourceStatus, Status};
 use super::{Engine, Notice, Policy, Question};
 use crate::judge::leak::Watching;
+use crate::kernel::bpf::holders::OpenFiles;
 use crate::kernel::bpf::{self, Gain, Hurry};
 use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
 use crate::kernel::proc_events::{ProcEvents, ProcessEvent, fence};
@@ -51,6 +52,8 @@ const CONFLICTS_AT_ONCE: usize = 2;
 pub mod source {
     /// Binds, refusals and processes from the kernel's programs.
     pub const EBPF: &str = "ebpf";
+    /// The kernel's own walk over open files.
+    pub const OPEN_FILES: &str = "open_files";
     /// Process events of the connector.
     pub const PROC: &str = "proc";
     /// The list of processes.
@@ -265,10 +268,26 @@ impl<O: Outside> Loop<O> {
         if self.watch.events.contains(&Events::Ebpf) {
             let status = self.start_bpf();
             self.sources.insert(source::EBPF, status);
+            let status = self.start_walk();
+            self.sources.insert(source::OPEN_FILES, status);
         }
         if self.hurry.is_none() && !self.watch.events.is_empty() {
             let status = self.start_proc();
             self.sources.insert(source::PROC, status);
+        }
+    }
+
+    /// Without the kernel's own walk over open files, /proc is read.
+    fn start_walk(&mut self) -> SourceStatus {
+        match OpenFiles::load(bpf::Reasons::InBrief) {
+            Ok(files) => {
+                let _ = self.reader.open_files.set(files);
+                SourceStatus { up: true, ..SourceStatus::default() }
+            }
+            Err(error) => {
+                tracing::info!("{error}; open files are read from /proc");
+                SourceStatus { why: Some(error.to_string()), ..SourceStatus::default() }
+            }
         }
     }
 

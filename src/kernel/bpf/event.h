@@ -95,6 +95,21 @@ struct attempt {
 	unsigned char address[16];
 };
 
+/* What an open file is. */
+enum file_kind {
+	FILE_SOCKET = 1,	/* a socket of IPv4 or IPv6 */
+	FILE_NAMESPACE = 2,	/* a namespace of any type */
+};
+
+/* An open file of interest, as the iterator tells it. */
+struct open_file {
+	unsigned int pid;		/* thread group, in the first pid namespace */
+	unsigned int fd;
+	unsigned long long inode;
+	unsigned int kind;		/* enum file_kind */
+	unsigned int reserved;
+};
+
 /* Counters of one core. */
 struct counters {
 	unsigned long long attempts;	/* binds that began */
@@ -110,6 +125,7 @@ _Static_assert(sizeof(struct signed_event) == 104, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct signed_event, by.comm) == 84, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct exec, program) == 120, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct exec, data) == 376, "decoded by event.rs");
+_Static_assert(sizeof(struct open_file) == 24, "decoded by holders.rs");
 _Static_assert(sizeof(struct attempt) == 48, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct attempt, port) == 24, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct attempt, address) == 32, "decoded by event.rs");

@@ -89,18 +89,25 @@ struct task_struct {
 
 struct linux_binprm { const char *interp; } SHARED;
 
-struct ns_operations { const char *name; } SHARED;
-struct ns_common___ops { struct ns_operations *ops; } SHARED;
 struct super_block { unsigned long s_magic; } SHARED;
 struct inode {
 	unsigned short i_mode;
 	unsigned long i_ino;
 	struct super_block *i_sb;
-	void *i_private;
 } SHARED;
 struct file {
 	struct inode *f_inode;
 	void *private_data;
+} SHARED;
+
+/* kernel/bpf/task_iter.c */
+struct seq_file;
+struct bpf_iter_meta { struct seq_file *seq; } SHARED;
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
 } SHARED;
 
 #endif

@@ -56,8 +56,15 @@ pub(super) fn types() -> Result<Btf, Unavailable> {
     Btf::from_sys_fs().map_err(|error| Unavailable::NoBtf(error.to_string()))
 }
 
+/// Before Linux 5.11 maps count as locked memory, of which even root has little by default. A refusal shows when it matters.
+fn allow_maps() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+}
+
 /// Makes the maps of an object and relocates its programs.
 pub(super) fn object(bytes: &[u8], btf: &Btf, reasons: Reasons) -> Result<Ebpf, Unavailable> {
+    allow_maps();
     let level = match reasons {
         Reasons::InBrief => VerifierLogLevel::DISABLE,
         Reasons::Whole => VerifierLogLevel::DEBUG,
@@ -144,10 +151,10 @@ fn refusal(error: &ProgramError) -> Option<&io::Error> {
     }
 }
 
-fn unavailable(name: &str, error: &ProgramError) -> Unavailable {
+pub(super) fn unavailable(name: &str, error: &ProgramError) -> Unavailable {
     match (error, refusal(error)) {
         // Loaded, and refused at the cgroup: whoever is attached there allows no other.
-        (ProgramError::SyscallError(_), Some(io_error)) if is_denial(io_error) => {
+        (ProgramError::SyscallError(_), Some(io_error)) if name != "open_files" && is_denial(io_error) => {
             Unavailable::CgroupLocked(format!("{name}: {io_error}"))
         }
         (_, Some(io_error)) if is_denial(io_error) => denied(io_error, &sentence(error)),

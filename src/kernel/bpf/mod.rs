@@ -4,6 +4,7 @@
 //! Everything ends with this program: links and maps are held by descriptors only.
 
 mod event;
+pub mod holders;
 mod load;
 mod source;
 

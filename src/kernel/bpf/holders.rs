@@ -1,0 +1,170 @@
+//! Who has which socket open, asked of the kernel in one walk over all open files (the program in `holders.bpf.c`).
+//!
+//! Measured on Linux 6.18: 400,000 open files of 2,000 processes in about 110 ms, where reading `/proc/PID/fd` takes nearly a
+//! second on two cores. Loading the program costs some 40 ms, so a command that looks once does so only where many files are open.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Mutex;
+
+use aya::Ebpf;
+use aya::programs::Iter;
+
+use super::load;
+use super::{Reasons, Unavailable};
+use crate::kernel::descriptors::{Descriptor, Scan};
+use crate::kernel::netns::inode_of_link;
+
+/// The program, compiled: `scripts/bpf` makes it from `holders.bpf.c`, CI compares.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("holders.bpf.o");
+
+/// Inode of the first pid namespace (`PROC_PID_INIT_INO` of linux/proc_ns.h): the kernel's numbers of processes are those of it.
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+/// `sizeof(struct open_file)` and `enum file_kind` of `event.h`.
+const FILE_BYTES: usize = 24;
+const SOCKET: u32 = 1;
+const NAMESPACE: u32 = 2;
+/// Read at once.
+const READ_BYTES: usize = 256 * 1024;
+/// From so many open files on the walk is faster than reading /proc, its loading included.
+const PAYS_FROM: u64 = 20_000;
+
+/// The loaded program.
+pub struct OpenFiles(Mutex<Ebpf>);
+
+impl std::fmt::Debug for OpenFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OpenFiles")
+    }
+}
+
+/// Whether so many files are open on this host that loading the program pays for a single look.
+pub fn pays() -> bool {
+    let open = fs::read_to_string("/proc/sys/fs/file-nr").ok();
+    open.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok()).is_some_and(|open| open >= PAYS_FROM)
+}
+
+impl OpenFiles {
+    /// Loads the program. Errors: this kernel, these privileges or this pid namespace do not allow it.
+    pub fn load(reasons: Reasons) -> Result<Self, Unavailable> {
+        let own = fs::metadata("/proc/self/ns/pid").map(|meta| meta.ino());
+        if own.is_ok_and(|inode| inode != FIRST_PID_NAMESPACE) {
+            return Err(Unavailable::ForeignPids);
+        }
+        let btf = load::types()?;
+        let mut ebpf = load::object(OBJECT, &btf, reasons)?;
+        let program = iterator(&mut ebpf)?;
+        program.load("task_file", &btf).map_err(|error| load::unavailable("open_files", &error))?;
+        let files = OpenFiles(Mutex::new(ebpf));
+        files.walk(|_| {})?;
+        Ok(files)
+    }
+
+    /// Walks all open files, for these sockets and for network namespaces; `processes` is how many there are to be seen.
+    pub fn scan(&self, wanted: &HashSet<u32>, processes: usize) -> Result<Scan, Unavailable> {
+        let own = std::process::id();
+        let mut scan = Scan { read: processes, ..Scan::default() };
+        self.walk(|file| match file {
+            OpenFile::Socket(inode, held) if wanted.contains(&inode) => scan.add_socket(inode, held),
+            OpenFile::Namespace(held) if held.pid != own => {
+                // Of which type it is only its name tells. There are few.
+                let link = fs::read_link(format!("/proc/{}/fd/{}", held.pid, held.fd)).ok();
+                if let Some(inode) = link.as_ref().and_then(|link| inode_of_link(link.to_str()?)) {
+                    scan.add_netns(inode, held);
+                }
+            }
+            _ => {}
+        })?;
+        scan.sort();
+        Ok(scan)
+    }
+
+    fn walk(&self, mut take: impl FnMut(OpenFile)) -> Result<(), Unavailable> {
+        let failed = |error: &dyn std::error::Error| Unavailable::Failed(format!("open files: {error}"));
+        let mut ebpf = self.0.lock().map_err(|error| failed(&error))?;
+        let program = iterator(&mut ebpf)?;
+        let link = program.attach().map_err(|error| load::unavailable("open_files", &error))?;
+        let link = program.take_link(link).map_err(|error| failed(&error))?;
+        let mut walk = link.into_file().map_err(|error| failed(&error))?;
+        let mut buffer = vec![0; READ_BYTES];
+        let mut kept = 0;
+        loop {
+            let read = walk.read(buffer.get_mut(kept..).unwrap_or_default()).map_err(|error| failed(&error))?;
+            if read == 0 {
+                return Ok(());
+            }
+            let filled = kept + read;
+            let whole = filled / FILE_BYTES * FILE_BYTES;
+            buffer.get(..whole).unwrap_or_default().chunks_exact(FILE_BYTES).filter_map(decode).for_each(&mut take);
+            // What was cut in the middle is read on.
+            buffer.copy_within(whole..filled, 0);
+            kept = filled - whole;
+        }
+    }
+}
+
+fn iterator(ebpf: &mut Ebpf) -> Result<&mut Iter, Unavailable> {
+    let failed = |words: String| Unavailable::Failed(words);
+    let program = ebpf.program_mut("open_files").ok_or_else(|| failed("the object has no iterator".to_owned()))?;
+    program.try_into().map_err(|error: aya::programs::ProgramError| failed(error.to_string()))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OpenFile {
+    Socket(u32, Descriptor),
+    Namespace(Descriptor),
+}
+
+fn decode(bytes: &[u8]) -> Option<OpenFile> {
+    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let held = Descriptor { pid: word(0)?, fd: word(4)? };
+    let inode = u64::from_ne_bytes(bytes.get(8..16)?.try_into().ok()?);
+    match word(16)? {
+        // Inodes of sockfs have 32 bits.
+        SOCKET => Some(OpenFile::Socket(u32::try_from(inode).ok()?, held)),
+        NAMESPACE => Some(OpenFile::Namespace(held)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    #[ignore = "needs root"]
+    fn this_process_is_found_as_the_holder_of_its_socket() {
+        let began = std::time::Instant::now();
+        let files = OpenFiles::load(Reasons::Whole).unwrap();
+        println!("loaded in {:?}", began.elapsed());
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let copy = socket.try_clone().unwrap();
+        let link = fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
+        let inode = u32::try_from(link.ino()).unwrap();
+        let began = std::time::Instant::now();
+        let scan = files.scan(&HashSet::from([inode]), 1).unwrap();
+        println!("walked in {:?}", began.elapsed());
+        let lowest = u32::try_from(socket.as_raw_fd().min(copy.as_raw_fd())).unwrap();
+        let held = scan.sockets.get(&inode).unwrap();
+        assert_eq!(held.iter().find(|held| held.pid == std::process::id()).unwrap().fd, lowest);
+    }
+
+    #[test]
+    fn files_of_other_kinds_are_left_out() {
+        let file = |kind: u32, inode: u64| {
+            let mut bytes = [7u32.to_ne_bytes(), 3u32.to_ne_bytes()].concat();
+            bytes.extend(inode.to_ne_bytes());
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend([0; 4]);
+            decode(&bytes)
+        };
+        let held = Descriptor { pid: 7, fd: 3 };
+        assert_eq!(file(SOCKET, 99), Some(OpenFile::Socket(99, held)));
+        assert_eq!(file(NAMESPACE, 99), Some(OpenFile::Namespace(held)));
+        assert_eq!((file(9, 99), file(SOCKET, u64::MAX), decode(&[0; 7])), (None, None, None));
+    }
+}
