@@ -115,7 +115,9 @@ fn open_files() -> Check {
         "ebpf: open files",
         OpenFiles::load(bpf::Reasons::Whole)
             .map(|_| "all open files in one walk of the kernel's".to_owned())
-            .map_err(|error| (error.to_string(), "holders are found in /proc, which takes longer".to_owned())),
+            .map_err(|error| {
+                (error.to_string(), "holders are found in /proc, which takes longer".to_owned())
+            }),
     )
 }
 

@@ -150,7 +150,11 @@ impl Engine {
     fn shared_with(&self, entry: &Entry) -> Vec<Job> {
         let socket = &entry.socket;
         let group = (socket.key.netns, socket.protocol, socket.address, socket.port);
-        self.shared.get(&group).filter(|_| socket.kind() == ClaimKind::Listener).map(|sharing| sharing.jobs.clone()).unwrap_or_default()
+        self.shared
+            .get(&group)
+            .filter(|_| socket.kind() == ClaimKind::Listener)
+            .map(|sharing| sharing.jobs.clone())
+            .unwrap_or_default()
     }
 
     /// When it was bound, where that was told; a TCP socket that was not bound then, but began to listen, when it was seen to.

@@ -24,6 +24,15 @@ pub fn mount() -> Option<PathBuf> {
     MOUNTS.iter().map(PathBuf::from).find(|path| path.join(MARK).exists())
 }
 
+/// Inode of the first cgroup namespace (`PROC_CGROUP_INIT_INO` of linux/proc_ns.h).
+const FIRST_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
+
+/// Whether the root of the mounted tree is the host's, as far as can be told: in another cgroup namespace it is a branch.
+pub fn sees_root() -> bool {
+    let own = fs::metadata("/proc/self/ns/cgroup").map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
+    own.is_ok_and(|inode| inode == FIRST_CGROUP_NAMESPACE)
+}
+
 /// Whether v2 is all there is: then every process is in the cgroup that its id names.
 pub fn is_unified() -> bool {
     static ALONE: OnceLock<bool> = OnceLock::new();

@@ -138,14 +138,20 @@ fn tell(text: &mut String, claim: &Claim, answer: &Answer, zone: &TimeZone) {
     if claim.reuseport == Some(true) {
         fact(text, "shared", "SO_REUSEPORT: several sockets listen here, and connections reach any of them");
     }
-    if let Some(binder) = claim.binder.as_ref().filter(|binder| !claim.holders.iter().any(|held| held.pid == binder.pid)) {
+    if let Some(binder) =
+        claim.binder.as_ref().filter(|binder| !claim.holders.iter().any(|held| held.pid == binder.pid))
+    {
         let comm = Escaped(&binder.comm);
         let fate = if binder.alive { "still running" } else { "gone" };
         fact(text, "bound by", &format!("{comm}, pid {}, {fate}", binder.pid));
     }
     if !claim.shared_with.is_empty() {
         let jobs: Vec<String> = claim.shared_with.iter().map(words::job).collect();
-        fact(text, "SILENTLY", &format!("shared by {} jobs: {}; requests reach any of them", jobs.len(), jobs.join("; ")));
+        fact(
+            text,
+            "SILENTLY",
+            &format!("shared by {} jobs: {}; requests reach any of them", jobs.len(), jobs.join("; ")),
+        );
     }
     let verdict = claim.verdict.as_str();
     fact(text, "verdict", &format!("{verdict}: {}", Escaped(&claim.reason)));

@@ -43,7 +43,8 @@ impl std::fmt::Debug for OpenFiles {
 /// Whether so many files are open on this host that loading the program pays for a single look.
 pub fn pays() -> bool {
     let open = fs::read_to_string("/proc/sys/fs/file-nr").ok();
-    open.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok()).is_some_and(|open| open >= PAYS_FROM)
+    open.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())
+        .is_some_and(|open| open >= PAYS_FROM)
 }
 
 impl OpenFiles {
@@ -91,13 +92,19 @@ impl OpenFiles {
         let mut buffer = vec![0; READ_BYTES];
         let mut kept = 0;
         loop {
-            let read = walk.read(buffer.get_mut(kept..).unwrap_or_default()).map_err(|error| failed(&error))?;
+            let read =
+                walk.read(buffer.get_mut(kept..).unwrap_or_default()).map_err(|error| failed(&error))?;
             if read == 0 {
                 return Ok(());
             }
             let filled = kept + read;
             let whole = filled / FILE_BYTES * FILE_BYTES;
-            buffer.get(..whole).unwrap_or_default().chunks_exact(FILE_BYTES).filter_map(decode).for_each(&mut take);
+            buffer
+                .get(..whole)
+                .unwrap_or_default()
+                .chunks_exact(FILE_BYTES)
+                .filter_map(decode)
+                .for_each(&mut take);
             // What was cut in the middle is read on.
             buffer.copy_within(whole..filled, 0);
             kept = filled - whole;
@@ -107,7 +114,8 @@ impl OpenFiles {
 
 fn iterator(ebpf: &mut Ebpf) -> Result<&mut Iter, Unavailable> {
     let failed = |words: String| Unavailable::Failed(words);
-    let program = ebpf.program_mut("open_files").ok_or_else(|| failed("the object has no iterator".to_owned()))?;
+    let program =
+        ebpf.program_mut("open_files").ok_or_else(|| failed("the object has no iterator".to_owned()))?;
     program.try_into().map_err(|error: aya::programs::ProgramError| failed(error.to_string()))
 }
 

@@ -82,6 +82,9 @@ pub(super) fn attach_all(
     reasons: Reasons,
 ) -> Result<Loaded, Unavailable> {
     let mount = cgroup::mount().ok_or(Unavailable::NoCgroup)?;
+    if !cgroup::sees_root() {
+        return Err(Unavailable::ForeignCgroup);
+    }
     let root =
         File::open(&mount).map_err(|error| Unavailable::Failed(format!("{}: {error}", mount.display())))?;
     let btf = types()?;

@@ -101,6 +101,11 @@ pub enum Unavailable {
         "the kernel tells of processes by their numbers in its first pid namespace, and this program is in another; run it outside of containers or with hostPID"
     )]
     ForeignPids,
+    /// The root that is seen is only a branch.
+    #[error(
+        "this program sees only a part of the cgroup tree, and binds outside of it would go unseen; run it on the host, or in a container with the host's cgroup namespace"
+    )]
+    ForeignCgroup,
     /// Anything else.
     #[error("the BPF programs cannot be used: {0}")]
     Failed(String),

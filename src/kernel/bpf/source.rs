@@ -286,6 +286,56 @@ mod tests {
 
     #[test]
     #[ignore = "needs root"]
+    fn a_kernel_without_one_of_the_hooks_loses_what_that_gives_and_no_more() {
+        let programs = PROGRAMS.map(|(gain, name, hook)| match hook {
+            Hook::Tracepoint("sched_process_exec") => (gain, name, Hook::Tracepoint("no_such_tracepoint")),
+            hook => (gain, name, hook),
+        });
+        let mut source = Source::of(OBJECT, &programs, Reasons::Whole).unwrap();
+        assert!(source.has(Gain::Binds) && source.has(Gain::Listens) && !source.has(Gain::Processes));
+        let (_, why) = source.missing().iter().find(|(gain, _)| *gain == Gain::Processes).unwrap();
+        assert!(why.starts_with("execed: ") && why.contains("no_such_tracepoint"), "{why}");
+        std::thread::spawn(|| fence(7)).join().unwrap();
+        let events: Vec<Event> = (0..5).flat_map(|_| source.receive().unwrap().events).collect();
+        let of_process = |event: &Event| matches!(event, Event::Process(_) | Event::Exec(_));
+        assert!(!events.iter().any(of_process), "half of what happens to processes is told: {events:?}");
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_program_that_the_verifier_refuses_is_a_sentence() {
+        let mut object = OBJECT.to_vec();
+        let license = b"Dual MIT/GPL";
+        let at = object.windows(license.len()).position(|window| window == license).unwrap();
+        object[at..at + license.len()].copy_from_slice(b"Proprietary!");
+        let error = Source::of(&object, &PROGRAMS, Reasons::Whole).err().unwrap().to_string();
+        assert!(error.starts_with("the BPF programs cannot be used: ") && error.contains("GPL"), "{error}");
+        assert!(!error.contains('\n'));
+        let error = Source::of(b"no object", &PROGRAMS, Reasons::Whole).err().unwrap().to_string();
+        assert!(error.starts_with("the BPF programs cannot be used: "), "{error}");
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn what_finds_no_room_is_counted() {
+        let mut source = Source::load(Reasons::InBrief).unwrap();
+        // Two events a round, of 72 bytes with their heads, into 2 MiB.
+        for _ in 0..30_000 {
+            drop(UdpSocket::bind("127.0.0.1:0").unwrap());
+        }
+        let mut drained = source.receive().unwrap();
+        let lost = drained.lost;
+        assert!(lost > 0, "{} events found room", drained.events.len());
+        while !drained.events.is_empty() {
+            drained = source.receive().unwrap();
+        }
+        drop(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let after = source.receive().unwrap();
+        assert_eq!((after.lost, after.events.is_empty()), (0, false), "it goes on");
+    }
+
+    #[test]
+    #[ignore = "needs root"]
     fn a_socket_that_was_refused_and_stays_open_is_told_of_after_a_while_and_once() {
         let mut source = Source::load(Reasons::Whole).unwrap();
         let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
