@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::processes::Remembered;
 use crate::model::bind::Bind;
 use crate::model::job::JobKey;
 use crate::model::socket::Protocol;
@@ -26,25 +25,13 @@ const MAX_ASKED_PORTS: usize = 4096;
 const MAX_ASKERS: usize = 8;
 
 /// The process that bound a socket, as it was then.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Binder {
     pub(super) pid: u32,
     pub(super) start: Option<u64>,
     pub(super) ppid: Option<u32>,
     pub(super) comm: Option<String>,
     pub(super) job: Option<JobKey>,
-}
-
-impl Binder {
-    pub(super) fn new(pid: u32, process: Option<Remembered>) -> Self {
-        match process {
-            Some(Remembered { start, ppid, comm, job, .. }) => {
-                let comm = Some(comm).filter(|comm| !comm.is_empty());
-                Binder { pid, start, ppid: Some(ppid), comm, job }
-            }
-            None => Binder { pid, start: None, ppid: None, comm: None, job: None },
-        }
-    }
 }
 
 /// A bind that succeeded.

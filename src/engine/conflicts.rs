@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::binds::Bound;
+use super::binds::{Binder, Bound};
 use super::{Engine, Notice, Question, Topic};
 use crate::judge::conflict::{self, Finding, GONE, Refusal};
 use crate::judge::overlap::{self, Place};
@@ -22,12 +22,14 @@ use crate::model::target::Target;
 
 /// A refusal that comes this soon after the one before it continues it: a retry loop, a service that is restarted and fails.
 const FOLD_WITHIN: SignedDuration = SignedDuration::from_mins(2);
+/// Without a pause of this length a loop of refusals is one story, whoever has the port by turns.
+const PAUSE: SignedDuration = SignedDuration::from_secs(1);
 /// Conflicts that are remembered, the oldest go first.
 const MAX_KEPT: usize = 2000;
 /// Conflicts that wait for a look. Those beyond it are explained from the events alone.
 const MAX_WAITING: usize = 256;
 
-/// What repeats is by the same program of the same job or user, on the same place, against the same sockets.
+/// What repeats is by the same program of the same job or user, on the same place.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct FoldKey {
     call: Call,
@@ -38,7 +40,6 @@ struct FoldKey {
     comm: Option<String>,
     uid: Option<u32>,
     job: Option<JobKey>,
-    blockers: Vec<u64>,
 }
 
 /// A refusal on its way to being explained.
@@ -51,7 +52,6 @@ struct Pending {
     attempts: u64,
     loser: Loser,
     job: Option<JobKey>,
-    had: Vec<Bound>,
     fold: FoldKey,
 }
 
@@ -72,7 +72,13 @@ pub(super) struct ConflictTable {
 
 impl ConflictTable {
     /// Adds to a conflict that goes on; answers how often it has been counted under which cause, or `None` for a new one.
-    fn fold(&mut self, key: &FoldKey, at: Timestamp) -> Option<Option<(Protocol, Cause)>> {
+    /// `is_open` tells whether a socket still is: after a pause, refusals by other sockets are another story.
+    fn fold(
+        &mut self,
+        key: &FoldKey,
+        at: Timestamp,
+        is_open: impl Fn(u64) -> bool,
+    ) -> Option<Option<(Protocol, Cause)>> {
         let id = self.folded.get(key)?;
         match self.records.get_mut(id)? {
             Record::Pending(pending) => {
@@ -80,7 +86,11 @@ impl ConflictTable {
                 Some(None)
             }
             Record::Explained(conflict, _) => {
-                if at.duration_since(conflict.last_at) > FOLD_WITHIN {
+                let pause = at.duration_since(conflict.last_at);
+                let cookies = conflict.blockers.iter().filter_map(cookie);
+                let others =
+                    pause > PAUSE && !conflict.blockers.is_empty() && !cookies.into_iter().any(is_open);
+                if pause > FOLD_WITHIN || others {
                     self.folded.remove(key);
                     return None;
                 }
@@ -131,31 +141,24 @@ impl Engine {
     /// A bind succeeded or was refused. Answers whether a look has to explain it.
     pub fn bind_event(&mut self, event: BindEvent) -> bool {
         let at = self.clock.at_monotonic(event.bind.at);
-        let start = event.by.as_ref().map(|by| self.clock.ticks(by.start));
-        let process = self.processes.remembered(event.bind.pid, start);
         let call = match event.outcome {
-            Outcome::Bound => {
-                let by = super::binds::Binder::new(event.bind.pid, process);
+            Outcome::Bound { until } => {
+                let by = self.processes.binder(event.bind.pid);
                 self.binds.bound(event.cookie, event.netns, &event.bind, at, by);
+                if let Some(until) = until {
+                    self.binds.closed(event.cookie, self.clock.at_monotonic(until));
+                }
                 return false;
             }
             Outcome::Refused { .. } => Call::Bind,
             Outcome::ListenRefused => Call::Listen,
         };
-        let had: Vec<Bound> = self
-            .binds
-            .at(event.netns, event.bind.protocol, event.bind.port, at)
-            .filter(|bound| {
-                bound.cookie != event.cookie && overlap::addresses_meet(&place_of(bound), &wanted(&event))
-            })
-            .cloned()
-            .collect();
+        let start = event.by.as_ref().map(|by| self.clock.ticks(by.start));
+        let process = self.processes.remembered(event.bind.pid, start);
         let (comm, job) = match &process {
             Some(process) => (Some(process.comm.clone()), process.job.clone()),
             None => (event.by.as_ref().map(|by| by.comm.clone()), None),
         };
-        let mut blockers: Vec<u64> = had.iter().map(|bound| bound.cookie).collect();
-        blockers.sort_unstable();
         let fold = FoldKey {
             call,
             netns: event.netns,
@@ -165,12 +168,12 @@ impl Engine {
             comm: comm.clone(),
             uid: event.by.as_ref().map(|by| by.uid),
             job: job.clone(),
-            blockers,
         };
         self.binds.asked_for(&event.bind, at, comm.as_deref());
         // One whose end is not proven is looked at before it is counted.
         let proven = !matches!(event.outcome, Outcome::Refused { proven: false, .. });
-        match self.conflicts.fold(&fold, at).filter(|_| proven) {
+        let is_open = |cookie| self.binds.get(cookie).is_some() || self.ports.has(event.netns, cookie);
+        match self.conflicts.fold(&fold, at, is_open).filter(|_| proven) {
             Some(counted) => {
                 if let Some((protocol, cause)) = counted {
                     self.counters.conflicted(protocol, cause, 1);
@@ -179,17 +182,7 @@ impl Engine {
             }
             None => {
                 let loser = self.loser(&event, process);
-                self.conflicts.add(Pending {
-                    event,
-                    call,
-                    at,
-                    last_at: at,
-                    attempts: 1,
-                    loser,
-                    job,
-                    had,
-                    fold,
-                });
+                self.conflicts.add(Pending { event, call, at, last_at: at, attempts: 1, loser, job, fold });
                 true
             }
         }
@@ -237,7 +230,8 @@ impl Engine {
             // It came to its end after all, and succeeded.
             return self.conflicts.unfold(&pending.fold, id);
         }
-        if let Some(Some((protocol, cause))) = self.conflicts.fold(&pending.fold, pending.at) {
+        let is_open = |cookie| self.binds.get(cookie).is_some() || self.ports.has(event.netns, cookie);
+        if let Some(Some((protocol, cause))) = self.conflicts.fold(&pending.fold, pending.at, is_open) {
             return self.counters.conflicted(protocol, cause, pending.attempts);
         }
         if let Some(findings) = findings {
@@ -308,7 +302,6 @@ impl Engine {
         let event = &pending.event;
         let answer = findings.and_then(|findings| self.answer(&question(event), findings).ok());
         let wanted = wanted(event);
-        let cookie = |claim: &Claim| claim.socket.as_ref().map(|socket| socket.cookie);
         let mut blockers: Vec<Claim> = answer.map(|answer| answer.claims).unwrap_or_default();
         blockers.retain(|claim| {
             let later = cookie(claim)
@@ -325,7 +318,10 @@ impl Engine {
             blockers.retain(|claim| matches!(claim.kind, ClaimKind::Listener | ClaimKind::Bound));
         }
         let found: Vec<u64> = blockers.iter().filter_map(cookie).collect();
-        let gone = pending.had.iter().filter(|bound| !found.contains(&bound.cookie));
+        let had = self.binds.at(event.netns, event.bind.protocol, event.bind.port, pending.at);
+        let gone = had.filter(|bound| bound.cookie != event.cookie && !found.contains(&bound.cookie));
+        let gone =
+            gone.filter(|bound| bound.until.is_some() && overlap::addresses_meet(&place_of(bound), &wanted));
         blockers.extend(gone.map(|bound| self.gone(bound)));
         blockers
     }
@@ -383,7 +379,7 @@ impl Engine {
         let (askers, asked) = self.binds.askers(bind.protocol, bind.port);
         let job = pending.job.as_ref().and_then(|key| self.jobs.shown(key));
         let kin: Vec<u32> = pending.loser.ancestry.iter().map(|kin| kin.pid).filter(|pid| *pid > 1).collect();
-        let related = |by: &super::binds::Binder| {
+        let related = |by: &Binder| {
             by.pid == bind.pid
                 || kin.contains(&by.pid)
                 || (by.job.is_some() && by.job == pending.job)
@@ -470,6 +466,10 @@ impl Engine {
             conflicts,
         }
     }
+}
+
+fn cookie(claim: &Claim) -> Option<u64> {
+    claim.socket.as_ref().map(|socket| socket.cookie)
 }
 
 fn question(event: &BindEvent) -> Question {

@@ -234,6 +234,12 @@ impl PortTable {
         self.entries.get(key).is_some_and(|entry| entry.settled && entry.holders.is_empty())
     }
 
+    /// Whether a socket of a namespace, named by its inode, was there at the last look.
+    pub(super) fn has(&self, inode: u64, cookie: u64) -> bool {
+        let mut keys = self.netns.keys().filter(|key| key.inode == inode);
+        keys.any(|netns| self.entries.contains_key(&SocketKey { netns: *netns, cookie }))
+    }
+
     /// What documents show of a namespace.
     pub(super) fn netns(&self, key: NetnsKey) -> Netns {
         self.netns.get(&key).map_or_else(

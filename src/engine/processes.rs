@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::binds::Binder;
 use crate::judge::ci::Kin;
 use crate::kernel::netns::{Inhabitants, add_inhabitant};
 use crate::kernel::process::Glance;
@@ -232,6 +233,24 @@ impl ProcessTable {
             job: record.job.clone(),
             ancestry: self.ancestry(record.ppid),
         })
+    }
+
+    /// Who just bound a socket: what is needed of the process later, since it may end.
+    pub(super) fn binder(&self, pid: u32) -> Binder {
+        let of = |start: Option<u64>, ppid: u32, comm: &str, job: &Option<JobKey>| Binder {
+            pid,
+            start,
+            ppid: Some(ppid),
+            comm: Some(comm).filter(|comm| !comm.is_empty()).map(str::to_owned),
+            job: job.clone(),
+        };
+        if let Some(record) = self.records.get(&pid) {
+            return of(record.start, record.ppid, &record.comm, &record.job);
+        }
+        match self.graves.iter().rev().map(|(_, grave)| grave).find(|grave| grave.pid == pid) {
+            Some(grave) => of(grave.start, grave.ppid, &grave.comm, &grave.job),
+            None => Binder { pid, ..Binder::default() },
+        }
     }
 
     /// Whether this process is alive. One that has run nothing since its fork is known by its pid only.

@@ -1,4 +1,4 @@
-//! The allocator's habits (mallopt(3)).
+//! The allocator's habits (mallopt(3), malloc_trim(3)).
 //!
 //! glibc gives threads arenas of their own, up to eight a core, and each keeps what it once needed. Looks run on many short
 //! threads: after hours of them the agent would hold several times the memory it uses.
@@ -17,5 +17,15 @@ pub fn limit_arenas() {
     // SAFETY: mallopt takes two integers, touches no memory of ours, and is called before any other thread runs.
     unsafe {
         libc::mallopt(M_ARENA_MAX, ARENAS);
+    }
+}
+
+/// Gives back what was freed: to be called after something that needed much memory once (malloc_trim(3)).
+#[allow(unsafe_code, reason = "malloc_trim has no safe wrapper")]
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes an integer, and touches no memory that is in use.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }

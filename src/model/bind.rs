@@ -53,8 +53,11 @@ pub struct Actor {
 /// What became of a bind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It succeeded.
-    Bound,
+    /// It succeeded. One that was closed before it was told comes with that moment, on the monotonic clock.
+    Bound {
+        /// When it was closed.
+        until: Option<Duration>,
+    },
     /// It was refused; errno where the kernel told it. `proven` says that it has come to its end: else the socket has to be
     /// looked for, since it may be bound a moment later.
     Refused {

@@ -30,7 +30,7 @@ use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
 use crate::kernel::proc_events::{ProcEvents, ProcessEvent, fence};
 use crate::kernel::process::Reader;
 use crate::kernel::sock_diag::Depth;
-use crate::kernel::{Gap, Unreadable, clock, descriptors, ports};
+use crate::kernel::{Gap, Unreadable, clock, descriptors, memory, ports};
 use crate::model::answer::Answer;
 use crate::model::conflict::Conflicts;
 
@@ -270,6 +270,8 @@ impl<O: Outside> Loop<O> {
             self.sources.insert(source::EBPF, status);
             let status = self.start_walk();
             self.sources.insert(source::OPEN_FILES, status);
+            // The kernel's description of its types takes tens of MiB while it is read.
+            memory::trim();
         }
         if self.hurry.is_none() && !self.watch.events.is_empty() {
             let status = self.start_proc();

@@ -13,9 +13,10 @@ enum kind {
 	KIND_RENAME = 3,	/* thread tid of pid is called comm now */
 	KIND_EXIT = 4,		/* the last thread of pid has ended */
 	KIND_BOUND = 16,	/* the socket is bound */
-	KIND_CLOSE = 17,	/* the socket is closed, by pid; the rest is as KIND_BOUND said */
+	KIND_CLOSE = 17,	/* a socket that was told of is closed, by pid */
 	KIND_BIND_FAILED = 18,	/* a bind was refused */
 	KIND_LISTEN_FAILED = 19,/* a listen was refused */
+	KIND_HELD = 20,		/* a socket that was not told of yet was bound, and is closed after `other` milliseconds */
 };
 
 enum flags {
@@ -79,6 +80,7 @@ struct exec {
 enum stage {
 	STAGE_NONE = 0,		/* there is none */
 	STAGE_ATTEMPT = 1,	/* it has begun, and nothing tells of its end */
+	STAGE_BOUND = 2,	/* it succeeded, which may not have been told yet */
 };
 
 /* The bind that a thread tries, or has tried last. Threads whose numbers end alike share a slot. */
@@ -87,11 +89,13 @@ struct attempt {
 	unsigned long long cookie;
 	unsigned int pid;
 	unsigned int tid;
-	unsigned short port;		/* as asked for */
+	unsigned int netns;		/* once it is bound */
+	unsigned short port;		/* as asked for; once it is bound, as it is */
+	unsigned short asked_port;
 	unsigned char stage;		/* enum stage */
 	unsigned char protocol;
 	unsigned char family;
-	unsigned char reserved[3];
+	unsigned char reserved[5];
 	unsigned char address[16];
 };
 
@@ -126,8 +130,8 @@ _Static_assert(__builtin_offsetof(struct signed_event, by.comm) == 84, "decoded 
 _Static_assert(__builtin_offsetof(struct exec, program) == 120, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct exec, data) == 376, "decoded by event.rs");
 _Static_assert(sizeof(struct open_file) == 24, "decoded by holders.rs");
-_Static_assert(sizeof(struct attempt) == 48, "decoded by event.rs");
-_Static_assert(__builtin_offsetof(struct attempt, port) == 24, "decoded by event.rs");
-_Static_assert(__builtin_offsetof(struct attempt, address) == 32, "decoded by event.rs");
+_Static_assert(sizeof(struct attempt) == 56, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct attempt, stage) == 32, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct attempt, address) == 40, "decoded by event.rs");
 
 #endif

@@ -15,7 +15,7 @@ const EXEC_HEAD_BYTES: usize = 376;
 const PROGRAM_AT: usize = 120;
 const PROGRAM_BYTES: usize = 256;
 /// `sizeof(struct attempt)`.
-pub(super) const ATTEMPT_BYTES: usize = 48;
+pub(super) const ATTEMPT_BYTES: usize = 56;
 
 /// `AF_INET`, `AF_INET6`; `IPPROTO_TCP`, `IPPROTO_UDP`.
 const AF_INET: u8 = 2;
@@ -33,6 +33,7 @@ mod kind {
     pub(super) const CLOSE: u8 = 17;
     pub(super) const BIND_FAILED: u8 = 18;
     pub(super) const LISTEN_FAILED: u8 = 19;
+    pub(super) const HELD: u8 = 20;
 }
 
 /// `enum flags`.
@@ -44,8 +45,11 @@ mod flag {
     pub(super) const UNPROVEN: u8 = 16;
 }
 
-/// `STAGE_ATTEMPT` of `enum stage`.
-const STAGE_ATTEMPT: u8 = 1;
+/// `enum stage`.
+mod stage {
+    pub(super) const ATTEMPT: u8 = 1;
+    pub(super) const BOUND: u8 = 2;
+}
 
 /// A program that a process began to run, as it was at that moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +97,11 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Event> {
         kind::EXEC => exec(&event, bytes),
         kind::RENAME => renamed(pid, event.u32(20)? != pid, event.comm()?).map(Event::Process),
         kind::EXIT => Some(Event::Process(ProcessEvent::Exited { pid })),
-        kind::BOUND => bind(&event, Outcome::Bound),
+        kind::BOUND => bind(&event, Outcome::Bound { until: None }),
+        kind::HELD => {
+            let until = event.duration(0)?.checked_add(Duration::from_millis(other.into()))?;
+            bind(&event, Outcome::Bound { until: Some(until) })
+        }
         kind::BIND_FAILED => bind(&event, Outcome::Refused { errno, proven }),
         kind::LISTEN_FAILED => bind(&event, Outcome::ListenRefused),
         kind::CLOSE => Some(Event::Close(CloseEvent { at: event.duration(0)?, cookie: event.u64(8)?, pid })),
@@ -143,20 +151,33 @@ fn bind(event: &Fields<'_>, outcome: Outcome) -> Option<Event> {
     }))
 }
 
-/// Decodes a slot of the map of attempts: a bind whose end nothing has told, with its cookie.
-pub(super) fn decode_attempt(bytes: &[u8]) -> Option<(u64, Bind)> {
+/// What a thread's slot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot {
+    pub(super) cookie: u64,
+    pub(super) bind: Bind,
+    /// The namespace of a socket that is bound; of an attempt nothing tells yet how it ended.
+    pub(super) bound_in: Option<u64>,
+}
+
+/// Decodes a slot; `None` for an empty one.
+pub(super) fn decode_slot(bytes: &[u8]) -> Option<Slot> {
     let slot = Fields(bytes.get(..ATTEMPT_BYTES)?);
-    let port = slot.u16(24)?;
+    let bound_in = match slot.u8(32)? {
+        stage::ATTEMPT => None,
+        stage::BOUND => Some(slot.u32(24)?.into()),
+        _ => return None,
+    };
     let bind = Bind {
         at: slot.duration(0)?,
         pid: slot.u32(16)?,
         tid: slot.u32(20)?,
-        protocol: protocol(slot.u8(27)?)?,
-        address: slot.address(slot.u8(28)?, 32)?,
-        port,
-        asked_port: port,
+        protocol: protocol(slot.u8(33)?)?,
+        address: slot.address(slot.u8(34)?, 40)?,
+        port: slot.u16(28)?,
+        asked_port: slot.u16(30)?,
     };
-    (slot.u8(26)? == STAGE_ATTEMPT).then_some((slot.u64(8)?, bind))
+    Some(Slot { cookie: slot.u64(8)?, bind, bound_in })
 }
 
 fn protocol(number: u8) -> Option<Protocol> {
@@ -277,21 +298,30 @@ mod tests {
     fn a_bind_that_another_process_told_names_nobody() {
         let bytes = raw(kind::BOUND);
         let Some(Event::Bind(event)) = decode(&bytes[..EVENT_BYTES]) else { panic!("a bind") };
-        assert_eq!((event.outcome, event.by), (Outcome::Bound, None));
+        assert_eq!((event.outcome, event.by), (Outcome::Bound { until: None }, None));
     }
 
     #[test]
-    fn only_a_slot_with_an_attempt_is_one() {
+    fn a_slot_is_empty_or_an_attempt_or_a_bind() {
         let mut bytes = vec![0; ATTEMPT_BYTES];
         bytes[8] = 77;
         bytes[16] = 10;
-        bytes[24..26].copy_from_slice(&8081u16.to_ne_bytes());
-        bytes[26..29].copy_from_slice(&[STAGE_ATTEMPT, IPPROTO_UDP, AF_INET6]);
-        let (cookie, bind) = decode_attempt(&bytes).unwrap();
-        assert_eq!((cookie, bind.pid, bind.port), (77, 10, 8081));
-        assert_eq!(bind.address, IpAddr::from(Ipv6Addr::UNSPECIFIED));
-        bytes[26] = 0;
-        assert_eq!(decode_attempt(&bytes), None);
+        bytes[24] = 9;
+        bytes[28..30].copy_from_slice(&8081u16.to_ne_bytes());
+        bytes[32..35].copy_from_slice(&[stage::ATTEMPT, IPPROTO_UDP, AF_INET6]);
+        let slot = decode_slot(&bytes).unwrap();
+        assert_eq!((slot.cookie, slot.bind.pid, slot.bind.port, slot.bind.asked_port), (77, 10, 8081, 0));
+        assert_eq!((slot.bind.address, slot.bound_in), (IpAddr::from(Ipv6Addr::UNSPECIFIED), None));
+        bytes[32] = stage::BOUND;
+        assert_eq!(decode_slot(&bytes).unwrap().bound_in, Some(9));
+        bytes[32] = 0;
+        assert_eq!(decode_slot(&bytes), None);
+    }
+
+    #[test]
+    fn a_socket_that_lived_shortly_is_one_event_with_both_its_ends() {
+        let Some(Event::Bind(event)) = decode(&raw(kind::HELD)) else { panic!("a bind") };
+        assert_eq!(event.outcome, Outcome::Bound { until: Some(Duration::from_millis(5012)) });
     }
 
     #[test]
@@ -326,7 +356,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600)) {
             decode(&bytes);
-            decode_attempt(&bytes);
+            decode_slot(&bytes);
         }
 
         #[test]

@@ -7,6 +7,9 @@
  * last attempt is kept until something proves its end: the thread tries another, or closes the socket, which then has no
  * port. Where fexit loads, it tells the errno at once.
  *
+ * A bind that succeeded is told when the thread's slot is needed again, or with the close of its socket, whichever comes
+ * first: a socket that lives shortly is one event. The reader looks into the slots for those that stay.
+ *
  * What is done per bind is counted in tens of nanoseconds: no hash table, events of one cache line, a clock that only ticks,
  * and no field of a socket is read that is not needed at once.
  */
@@ -15,8 +18,8 @@
 
 /* Events that may wait. Each page is mapped twice by the reader, so this counts double in its resident memory. */
 #define RING_BYTES (2 * 1024 * 1024)
-/* Threads whose attempts are kept apart. */
-#define SLOTS 8192
+/* Threads whose attempts are kept apart. The reader walks over all of them. */
+#define SLOTS 1024
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -196,7 +199,8 @@ static __always_inline void recall(struct event *event, const struct attempt *at
 	event->pid = attempt->pid;
 	event->tid = attempt->tid;
 	event->port = attempt->port;
-	event->asked_port = attempt->port;
+	event->asked_port = attempt->asked_port;
+	event->netns = attempt->netns;
 	event->protocol = attempt->protocol;
 	event->family = attempt->family;
 	__builtin_memcpy(event->address, attempt->address, sizeof(event->address));
@@ -239,7 +243,17 @@ static __always_inline int begin(struct bpf_sock_addr *ctx, unsigned char family
 
 	if (!protocol || !socket || !slot)
 		return 1;
-	if (slot->stage == STAGE_ATTEMPT) {
+	if (slot->stage == STAGE_BOUND) {
+		__u64 *open = open_slot(slot->cookie);
+
+		if (open && *open == slot->cookie) {
+			struct event event = {};
+
+			recall(&event, slot);
+			event.kind = KIND_BOUND;
+			tell(&event, sizeof(event));
+		}
+	} else if (slot->stage == STAGE_ATTEMPT) {
 		/*
 		 * A thread does one thing after the other: its attempt before this one has ended, and not in a bind. Of
 		 * another thread that shares the slot nobody knows.
@@ -251,7 +265,9 @@ static __always_inline int begin(struct bpf_sock_addr *ctx, unsigned char family
 	slot->cookie = bpf_get_socket_cookie(ctx);
 	slot->pid = ids >> 32;
 	slot->tid = ids;
+	slot->netns = 0;
 	slot->port = __builtin_bswap16(ctx->user_port);
+	slot->asked_port = slot->port;
 	slot->protocol = protocol;
 	slot->family = family;
 	if (family == AF_INET) {
@@ -305,21 +321,17 @@ static __always_inline int bound(struct bpf_sock *ctx)
 {
 	struct attempt *slot = attempt_of(bpf_get_current_pid_tgid());
 	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct event event = {};
 	__u64 *open;
 
 	if (!slot || slot->stage != STAGE_ATTEMPT || slot->cookie != cookie)
 		return 1;
-	slot->stage = STAGE_NONE;
+	slot->port = ctx->src_port;
+	slot->netns = netns_inode(ctx);
+	slot->stage = STAGE_BOUND;
 	COUNT(resolved);
 	open = open_slot(cookie);
 	if (open)
 		*open = cookie;
-	recall(&event, slot);
-	event.kind = KIND_BOUND;
-	event.port = ctx->src_port;
-	event.netns = netns_inode(ctx);
-	tell(&event, sizeof(event));
 	return 1;
 }
 
@@ -341,20 +353,29 @@ int sock_release(struct bpf_sock *ctx)
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	__u64 *open = open_slot(cookie);
 	__u64 ids = bpf_get_current_pid_tgid();
+	struct attempt *slot = attempt_of(ids);
 	struct event event = {};
-	struct attempt *slot;
 
-	if (open && *open == cookie) {
+	if (!open || !slot)
+		return 1;
+	if (*open == cookie) {
 		*open = 0;
-		event.kind = KIND_CLOSE;
 		event.at_ns = ticked();
-		event.cookie = cookie;
-		event.pid = ids >> 32;
-		event.tid = ids;
+		if (slot->cookie == cookie && slot->stage == STAGE_BOUND) {
+			__u64 now = event.at_ns;
+
+			slot->stage = STAGE_NONE;
+			recall(&event, slot);
+			event.kind = KIND_HELD;
+			event.other = (now - event.at_ns) / 1000000;
+		} else {
+			event.kind = KIND_CLOSE;
+			event.cookie = cookie;
+			event.pid = ids >> 32;
+			event.tid = ids;
+		}
 		tell(&event, sizeof(event));
-	}
-	slot = attempt_of(ids);
-	if (slot && slot->stage == STAGE_ATTEMPT && slot->cookie == cookie) {
+	} else if (slot->cookie == cookie && slot->stage == STAGE_ATTEMPT) {
 		slot->stage = STAGE_NONE;
 		COUNT(resolved);
 		refuse(slot, plain(ctx), KIND_BIND_FAILED, 0, 0);
@@ -395,6 +416,7 @@ int BPF_PROG(state, struct sock *sk, int before, int after)
 	attempt.pid = bpf_get_current_pid_tgid() >> 32;
 	attempt.tid = tid;
 	attempt.port = sk->__sk_common.skc_num;
+	attempt.asked_port = attempt.port;
 	attempt.protocol = IPPROTO_TCP;
 	attempt.family = sk->__sk_common.skc_family;
 	if (attempt.family == AF_INET)

@@ -1,6 +1,6 @@
 //! The events of the attached programs, drained from their ring, and attempts whose end nothing has told.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::event::{self, ATTEMPT_BYTES, Event};
+use super::event::{self, ATTEMPT_BYTES, Event, Slot};
 use super::load::{self, Hook, Loaded, PROGRAMS};
 use super::{Gain, Reasons, Unavailable};
 use crate::kernel::proc_events::{ProcessEvent, fence};
@@ -31,8 +31,8 @@ const IDLE: Duration = Duration::from_millis(100);
 const OVERDUE: Duration = Duration::from_millis(100);
 /// A thread that is not seen to leave its bind for this long was starved of the processor for good: it is believed no more.
 const STARVED: Duration = Duration::from_secs(5);
-/// The slots of attempts are walked at most this often to find such attempts.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// The slots are walked at most this often while binds begin, unless somebody is in a hurry: a walk takes half a millisecond.
+const SWEEP_EVERY: Duration = Duration::from_millis(100);
 
 /// The fence that proves that pids mean what they say. It arrives at once or never.
 const PROOF: u32 = u32::MAX;
@@ -84,13 +84,19 @@ pub struct Source {
     _ebpf: Ebpf,
     ring: RingBuf<MapData>,
     counters: PerCpuArray<MapData, [u64; 4]>,
-    attempts: Array<MapData, [u8; ATTEMPT_BYTES]>,
+    slots: Array<MapData, [u8; ATTEMPT_BYTES]>,
+    open: Array<MapData, u64>,
     missing: Vec<(Gain, String)>,
     hurry: Hurry,
     before: Counted,
     next_sweep: Instant,
-    /// Binds that were told as refused though their sockets are open still, by cookie and moment.
-    told: HashSet<(u64, Duration)>,
+    /// Binds that were told as refused though their sockets are open still, by cookie and moment, and whether the last sweep
+    /// found them.
+    told: HashMap<(u64, Duration), bool>,
+    /// Binds that were found in the slots at the last sweep, by cookie: the programs may tell of them again.
+    found: HashSet<u64>,
+    /// Whether binds began since then.
+    unswept: bool,
 }
 
 impl Source {
@@ -125,13 +131,16 @@ impl Source {
         Ok(Source {
             ring: load::map(&mut ebpf, "ring")?,
             counters: load::map(&mut ebpf, "counters")?,
-            attempts: load::map(&mut ebpf, "attempts")?,
+            slots: load::map(&mut ebpf, "attempts")?,
+            open: load::map(&mut ebpf, "open")?,
             _ebpf: ebpf,
             missing,
             hurry: Hurry::new().map_err(|error| Unavailable::Failed(error.to_string()))?,
             before: Counted::default(),
             next_sweep: Instant::now(),
-            told: HashSet::new(),
+            told: HashMap::new(),
+            found: HashSet::new(),
+            unswept: false,
         })
     }
 
@@ -152,7 +161,7 @@ impl Source {
 
     /// Waits for events and takes those that have come; none after a while without any. Errors: the source has ended.
     pub fn receive(&mut self) -> io::Result<Drained> {
-        self.wait()?;
+        let hurried = self.wait()?;
         let mut events = Vec::new();
         while events.len() < BATCH {
             let Some(event) = self.ring.next().map(|item| event::decode(&item)) else { break };
@@ -160,57 +169,87 @@ impl Source {
         }
         let counted = self.counted()?;
         let before = std::mem::replace(&mut self.before, counted);
-        if counted.open > self.told.len() as u64 && Instant::now() >= self.next_sweep {
+        let begun = counted.begun.saturating_sub(before.begun);
+        self.unswept |= begun > 0;
+        let waiting = self.unswept || counted.open > self.told.len() as u64;
+        if waiting && (hurried || Instant::now() >= self.next_sweep) {
             self.next_sweep = Instant::now() + SWEEP_EVERY;
-            events.extend(self.overdue().into_iter().map(Event::Bind));
+            self.unswept = false;
+            // What the slots hold has happened before a fence that is among these events arrived.
+            let fence = |event: &Event| matches!(event, Event::Process(ProcessEvent::Fence { .. }));
+            let at = events.iter().position(fence).unwrap_or(events.len());
+            let swept = self.sweep();
+            events.splice(at..at, swept);
         }
-        Ok(Drained {
-            events,
-            binds: counted.begun.saturating_sub(before.begun),
-            lost: counted.lost.saturating_sub(before.lost),
-        })
+        Ok(Drained { events, binds: begun, lost: counted.lost.saturating_sub(before.lost) })
     }
 
-    /// Whether this has not been told yet: a refusal may have been, when its end was overdue.
+    /// Whether this has not been told yet: a bind may have been found in its slot, a refusal when its end was overdue.
     fn is_news(&mut self, event: &Event) -> bool {
         let Event::Bind(event) = event else { return true };
-        self.told.is_empty() || !self.told.remove(&(event.cookie, event.bind.at))
+        match event.outcome {
+            Outcome::Bound { until: None } => !self.found.contains(&event.cookie),
+            Outcome::Bound { until: Some(_) } => true,
+            _ => self.told.remove(&(event.cookie, event.bind.at)).is_none(),
+        }
     }
 
-    /// Attempts of a while ago whose thread is in no bind any more: the socket is open still, and was refused.
-    fn overdue(&mut self) -> Vec<BindEvent> {
+    /// What stays in the slots: binds that nothing has told yet, and attempts of a while ago whose thread is in no bind any
+    /// more: the socket is open still, and was refused.
+    fn sweep(&mut self) -> Vec<Event> {
         let now = clock::monotonic();
-        let attempts = self.attempts.iter().filter_map(|slot| event::decode_attempt(&slot.ok()?));
-        let refused: Vec<BindEvent> = attempts
-            .filter(|(cookie, bind)| !self.told.contains(&(*cookie, bind.at)))
-            .filter(|(_, bind)| {
-                let age = now.saturating_sub(bind.at);
-                let outside = || process::is_outside_calls(bind.pid, bind.tid, &process::BINDING_CALLS);
-                age > STARVED || (age > OVERDUE && outside())
-            })
-            .map(|(cookie, bind)| BindEvent {
-                outcome: Outcome::Refused { errno: None, proven: false },
-                // The kernel tells a socket's namespace when it tells its end. Few processes leave theirs in between.
-                netns: netns::of_process(bind.pid).unwrap_or_default(),
-                cookie,
-                ifindex: None,
-                flags: BindFlags::default(),
-                bind,
-                by: None,
-            })
-            .collect();
-        self.told.extend(refused.iter().map(|event| (event.cookie, event.bind.at)));
-        refused
+        let slots: Vec<Slot> = self.slots.iter().filter_map(|slot| event::decode_slot(&slot.ok()?)).collect();
+        // One that is in no slot any more is told by an event, which may be on its way.
+        self.told.retain(|_, seen| std::mem::replace(seen, false));
+        let mut events = Vec::new();
+        let mut found = HashSet::new();
+        for Slot { cookie, bind, bound_in } in slots {
+            let as_told = |outcome, netns| {
+                let (ifindex, flags) = (None, BindFlags::default());
+                Event::Bind(BindEvent { outcome, netns, cookie, ifindex, flags, bind, by: None })
+            };
+            match bound_in {
+                Some(netns) if self.is_open(cookie) => {
+                    if !self.found.contains(&cookie) {
+                        events.push(as_told(Outcome::Bound { until: None }, netns));
+                    }
+                    found.insert(cookie);
+                }
+                Some(_) => {}
+                None => {
+                    let age = now.saturating_sub(bind.at);
+                    let outside = || process::is_outside_calls(bind.pid, bind.tid, &process::BINDING_CALLS);
+                    let ended = age > STARVED || (age > OVERDUE && outside());
+                    if ended && self.told.insert((cookie, bind.at), true).is_none() {
+                        // The kernel tells a socket's namespace with its end. Few processes leave theirs in between.
+                        let netns = netns::of_process(bind.pid).unwrap_or_default();
+                        events.push(as_told(Outcome::Refused { errno: None, proven: false }, netns));
+                    }
+                }
+            }
+        }
+        self.found = found;
+        events
     }
 
-    fn wait(&self) -> io::Result<()> {
-        let hurry = PollFd::new(&self.hurry.0, PollFlags::IN);
+    /// Whether a socket that was bound has not been closed.
+    fn is_open(&self, cookie: u64) -> bool {
+        let slot = u32::try_from(cookie % u64::from(self.open.len())).unwrap_or(0);
+        self.open.get(&slot, 0).is_ok_and(|there| there == cookie)
+    }
+
+    /// Answers whether somebody is in a hurry.
+    fn wait(&self) -> io::Result<bool> {
         let ring = self.ring.as_fd();
-        if wait_for(&mut [PollFd::new(&ring, PollFlags::IN), hurry.clone()], IDLE)? {
-            wait_for(&mut [hurry], GATHER)?;
+        let mut both = [PollFd::new(&self.hurry.0, PollFlags::IN), PollFd::new(&ring, PollFlags::IN)];
+        wait_for(&mut both, IDLE)?;
+        let [hurry, ring] = both;
+        let mut hurried = !hurry.revents().is_empty();
+        if !hurried && !ring.revents().is_empty() {
+            hurried = wait_for(&mut [PollFd::new(&self.hurry.0, PollFlags::IN)], GATHER)?;
         }
         self.hurry.clear();
-        Ok(())
+        Ok(hurried)
     }
 
     fn counted(&self) -> io::Result<Counted> {
@@ -260,7 +299,7 @@ mod tests {
         outcomes
     }
 
-    const BOUND: Option<Outcome> = Some(Outcome::Bound);
+    const BOUND: Option<Outcome> = Some(Outcome::Bound { until: None });
     const CLOSED: Option<Outcome> = None;
 
     fn refused(source: &Source, proven: bool) -> Option<Outcome> {
@@ -281,7 +320,11 @@ mod tests {
         let six = UdpSocket::bind("[::1]:0").unwrap();
         let port = six.local_addr().unwrap().port();
         drop(six);
-        assert_eq!(of_port(&mut source, port), [BOUND, CLOSED]);
+        let told = of_port(&mut source, port);
+        assert!(
+            matches!(told[..], [Some(Outcome::Bound { until: Some(_) })]),
+            "a short life is one event: {told:?}"
+        );
     }
 
     #[test]
@@ -317,10 +360,31 @@ mod tests {
 
     #[test]
     #[ignore = "needs root"]
+    fn a_bind_is_told_before_the_fence_that_comes_after_it() {
+        let mut source = Source::load(Reasons::InBrief).unwrap();
+        let hurry = source.hurry();
+        for round in 0..20 {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let port = socket.local_addr().unwrap().port();
+            std::thread::spawn(move || fence(round)).join().unwrap();
+            hurry.now();
+            let mut events = Vec::new();
+            let fenced = |event: &Event| *event == Event::Process(ProcessEvent::Fence { number: round });
+            while !events.iter().any(fenced) {
+                events.extend(source.receive().unwrap().events);
+            }
+            let bound = |event: &Event| matches!(event, Event::Bind(event) if event.bind.port == port);
+            let (bind, fence) = (events.iter().position(bound), events.iter().position(fenced));
+            assert!(bind.is_some() && bind < fence, "round {round}: {events:?}");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root"]
     fn what_finds_no_room_is_counted() {
         let mut source = Source::load(Reasons::InBrief).unwrap();
-        // Two events a round, of 72 bytes with their heads, into 2 MiB.
-        for _ in 0..30_000 {
+        // An event a round, of 72 bytes with its head, into 2 MiB.
+        for _ in 0..40_000 {
             drop(UdpSocket::bind("127.0.0.1:0").unwrap());
         }
         let mut drained = source.receive().unwrap();
@@ -348,5 +412,6 @@ mod tests {
         assert_eq!(of_port(&mut source, address.port()), [BOUND, refused]);
         drop(loser);
         assert_eq!(of_port(&mut source, address.port()), []);
+        drop(holder);
     }
 }
