@@ -3,11 +3,12 @@
 //! Keyed by pid among the living, where the kernel keeps it unique; a pid that comes back with another start time is
 //! another process. A job is inherited at fork, so a process that blanks its variables or loses its parent keeps it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::binds::Binder;
+use super::graves::Graves;
 use crate::judge::ci::Kin;
 use crate::kernel::netns::{Inhabitants, add_inhabitant};
 use crate::kernel::process::Glance;
@@ -63,13 +64,8 @@ pub(super) struct ProcessTable {
     /// Ends since the last list: a reading taken before one must not bring its process back.
     ended: HashMap<u32, Timestamp>,
     /// Those that ended a short time ago, the last at the end.
-    graves: VecDeque<(Timestamp, Remembered)>,
+    graves: Graves,
 }
-
-/// Ended processes are remembered this long, since what they did is told after their end,
-const GRAVES_KEPT: SignedDuration = SignedDuration::from_secs(10);
-/// and this many at the most.
-const MAX_GRAVES: usize = 4096;
 
 /// A process as it is, or was when it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,7 +193,9 @@ impl ProcessTable {
     /// A process ended.
     pub(super) fn exited(&mut self, pid: u32, now: Timestamp) {
         self.ended.insert(pid, now);
-        self.bury(pid, now);
+        if let Some(remembered) = self.living(pid) {
+            self.graves.bury(remembered, now);
+        }
         let Some(record) = self.records.remove(&pid) else { return };
         self.leave(record.ppid, pid);
         // Orphans go to pid 1 (or a subreaper, which the next reading tells): never to whoever gets this pid next.
@@ -206,16 +204,6 @@ impl ProcessTable {
                 orphan.ppid = 1;
                 self.children.entry(1).or_default().insert(child);
             }
-        }
-    }
-
-    fn bury(&mut self, pid: u32, now: Timestamp) {
-        let old = |at: &Timestamp| now.duration_since(*at) > GRAVES_KEPT;
-        while self.graves.len() >= MAX_GRAVES || self.graves.front().is_some_and(|(at, _)| old(at)) {
-            self.graves.pop_front();
-        }
-        if let Some(remembered) = self.living(pid) {
-            self.graves.push_back((now, remembered));
         }
     }
 
@@ -247,7 +235,7 @@ impl ProcessTable {
         if let Some(record) = self.records.get(&pid) {
             return of(record.start, record.ppid, &record.comm, &record.job);
         }
-        match self.graves.iter().rev().map(|(_, grave)| grave).find(|grave| grave.pid == pid) {
+        match self.graves.last(pid, |_| true) {
             Some(grave) => of(grave.start, grave.ppid, &grave.comm, &grave.job),
             None => Binder { pid, ..Binder::default() },
         }
@@ -266,10 +254,7 @@ impl ProcessTable {
             (Some(found), Some(asked)) => found.abs_diff(asked) <= 1,
             _ => true,
         };
-        let buried = || {
-            self.graves.iter().rev().map(|(_, grave)| grave).find(|grave| grave.pid == pid && is_it(grave))
-        };
-        self.living(pid).filter(is_it).or_else(|| buried().cloned())
+        self.living(pid).filter(is_it).or_else(|| self.graves.last(pid, is_it).cloned())
     }
 
     /// Whether something was told of this process after that moment, its end included.
@@ -473,6 +458,8 @@ pub(crate) fn literal(pid: u32, ppid: u32, comm: &str) -> Process {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;

@@ -1,0 +1,37 @@
+//! What could not be seen, and where it matters.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::Engine;
+use super::ports::Entry;
+use crate::kernel::Gap;
+use crate::kernel::look::Findings;
+
+/// What could not be seen, by which look: the next one of the same kind replaces it.
+#[derive(Debug, Default)]
+pub(super) struct Gaps {
+    pub(super) processes: Vec<Gap>,
+    pub(super) descriptors: Vec<Gap>,
+    pub(super) namespaces: Vec<Gap>,
+}
+
+impl Engine {
+    pub(super) fn known_gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.gaps.processes.iter().chain(&self.gaps.descriptors).chain(&self.gaps.namespaces)
+    }
+
+    /// What could not be seen and matters for these sockets.
+    pub(super) fn incomplete(&self, findings: &Findings, entries: &[&Entry]) -> Vec<String> {
+        let orphaned = entries.iter().any(|entry| entry.holders.is_empty() && entry.socket.inode != 0);
+        let closed: HashSet<u32> = entries
+            .iter()
+            .flat_map(|entry| &entry.holders)
+            .filter(|held| self.processes.job(held.pid).is_none())
+            .flat_map(|held| self.processes.unreadable(held.pid))
+            .collect();
+        let environments = (!closed.is_empty()).then_some(Gap::Environments(closed.len()));
+        let all: BTreeSet<&Gap> = self.known_gaps().chain(&findings.gaps).chain(&environments).collect();
+        let matters = |gap: &&&Gap| orphaned || ***gap != Gap::DescriptorsOfInit;
+        all.iter().filter(matters).map(ToString::to_string).collect()
+    }
+}

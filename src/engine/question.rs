@@ -1,0 +1,158 @@
+//! Questions, and the look that each needs: what to ask the kernel for, where, and whom to suspect first.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::RangeInclusive;
+
+use super::Engine;
+use super::ports::Entry;
+use crate::judge::leak::Watching;
+use crate::kernel::descriptors::Descriptor;
+use crate::kernel::look::{Describe, Everywhere, Plan, Search, WhenFree};
+use crate::kernel::sock_diag::{Depth, DiagQuery};
+use crate::model::answer::Query;
+use crate::model::claim::Verdict;
+use crate::model::netns::NetnsSelector;
+use crate::model::socket::SocketKey;
+use crate::model::target::Target;
+
+/// A question that is answered from a look of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// What is asked.
+    pub topic: Topic,
+    /// Only this namespace.
+    pub netns: Option<NetnsSelector>,
+}
+
+/// What a question is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Topic {
+    /// `who-holds TARGET`.
+    Target(Target),
+    /// `list`.
+    All,
+    /// `leaks`.
+    Leaks,
+}
+
+impl Question {
+    pub(super) fn target(&self) -> Option<&Target> {
+        match &self.topic {
+            Topic::Target(target) => Some(target),
+            Topic::All | Topic::Leaks => None,
+        }
+    }
+
+    pub(super) fn query(&self) -> Query {
+        Query::new(self.target(), self.netns.as_ref())
+    }
+}
+
+fn on_port(entry: &Entry, ports: Option<&RangeInclusive<u16>>) -> bool {
+    ports.is_none_or(|ports| ports.contains(&entry.socket.port))
+}
+
+impl Engine {
+    /// The look that keeps the table right, to be taken at every interval.
+    pub fn plan(&mut self, depth: Depth, everywhere: Everywhere, threads: usize) -> Plan {
+        let first = self.processes.take_recent();
+        // Reading everywhere also finds who was handed a socket that seemed settled.
+        let known = |entry: &&Entry| entry.settled && everywhere != Everywhere::Always;
+        let settled = self.ports.entries().filter(known).map(|entry| entry.socket.key).collect();
+        let search = Search {
+            settled,
+            candidates: self.candidates(|entry| !entry.settled),
+            first,
+            everywhere,
+            when_free: WhenFree::Say,
+            connections: false,
+            threads,
+        };
+        let inhabitants = Some(self.processes.inhabitants());
+        Plan {
+            inhabitants,
+            ..self.plan_with(DiagQuery { ports: None, depth }, None, search, Describe::Nobody)
+        }
+    }
+
+    /// The look that answers a question. The daemon knows whom to ask; a one-shot verb reads every process.
+    /// `thorough` says that the daemon may read every process too, where the port seems free.
+    pub fn plan_question(&self, question: &Question, thorough: bool) -> Plan {
+        let ports = question.target().map(|target| target.ports.clone());
+        let search = match self.watching {
+            Watching::Once => Search::unprepared(),
+            Watching::Continuously => Search {
+                settled: self.known_orphans(question),
+                candidates: self.candidates(|entry| on_port(entry, ports.as_ref())),
+                first: self.likely_holders(ports.as_ref()),
+                everywhere: Everywhere::WhenNeeded,
+                when_free: if thorough { WhenFree::Search } else { WhenFree::Say },
+                ..Search::unprepared()
+            },
+        };
+        let describe = match question.topic {
+            Topic::Leaks => {
+                let suspect =
+                    |entry: &&Entry| matches!(entry.verdict, Some(Verdict::Leaked | Verdict::Grace));
+                Describe::Only(self.ports.entries().filter(suspect).map(|entry| entry.socket.key).collect())
+            }
+            Topic::Target(_) | Topic::All => Describe::Everybody,
+        };
+        let query = DiagQuery { ports, depth: Depth::Everything };
+        let plan = self.plan_with(query, question.netns.clone(), search, describe);
+        Plan { target: question.target().cloned(), ..plan }
+    }
+
+    fn plan_with(
+        &self,
+        query: DiagQuery,
+        only: Option<NetnsSelector>,
+        search: Search,
+        describe: Describe,
+    ) -> Plan {
+        Plan {
+            query,
+            target: None,
+            only,
+            inhabitants: None,
+            netns_descriptors: self.netns_descriptors.clone(),
+            netns_mounts: self.netns_mounts.clone(),
+            search,
+            describe,
+            also: Vec::new(),
+        }
+    }
+
+    /// Who had each socket open, and whoever descends from them: one readlink each tells who still has.
+    fn candidates(&self, wanted: impl Fn(&Entry) -> bool) -> HashMap<SocketKey, Vec<Descriptor>> {
+        self.ports
+            .entries()
+            .filter(|entry| !entry.holders.is_empty() && wanted(entry))
+            .map(|entry| {
+                let heirs = entry.holders.iter().flat_map(|held| {
+                    let descendants = self.processes.descendants(held.pid);
+                    descendants.into_iter().map(|pid| Descriptor { pid, fd: held.fd })
+                });
+                (entry.socket.key, heirs.collect::<BTreeSet<_>>().into_iter().collect())
+            })
+            .collect()
+    }
+
+    /// For `list`: sockets that no process had open when all were read. Whoever asks for one port waits for another reading.
+    fn known_orphans(&self, question: &Question) -> HashSet<SocketKey> {
+        match question.topic {
+            Topic::Target(_) => HashSet::new(),
+            Topic::All | Topic::Leaks => {
+                let keys = self.ports.entries().map(|entry| entry.socket.key);
+                keys.filter(|key| self.ports.is_known_orphan(key)).collect()
+            }
+        }
+    }
+
+    /// The processes that have something else open on these ports (the listener of a connection), and the newest ones.
+    fn likely_holders(&self, ports: Option<&RangeInclusive<u16>>) -> Vec<u32> {
+        let of_interest = self.ports.entries().filter(|entry| on_port(entry, ports));
+        let holding = of_interest.flat_map(|entry| &entry.holders).map(|held| held.pid);
+        holding.chain(self.processes.recent()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
