@@ -11,6 +11,8 @@
     reason = "helpers of tests fail the test by a panic; clippy's exception for tests covers test functions only"
 )]
 
+mod common;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -50,6 +52,33 @@ fn the_unit_grants_the_capabilities_that_the_program_uses_and_no_others() {
         granted.sort_unstable();
         assert_eq!(granted, used, "{key}");
     }
+}
+
+/// A container has a cgroup and a pid namespace of its own, where the kernel's programs are of no use: this is tried outside.
+#[test]
+#[ignore = "needs root"]
+fn the_capabilities_of_the_unit_are_enough_for_the_kernels_programs() {
+    let capabilities =
+        capability::USED.map(|capability| capability.name.strip_prefix("CAP_").unwrap().to_ascii_lowercase());
+    let set = format!("-all,+{}", capabilities.join(",+"));
+    let directory = common::open_directory();
+    let program = directory.path().join("sniffer");
+    fs::copy(common::SNIFFER, &program).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]);
+    command.args([
+        format!("--inh-caps={set}"),
+        format!("--ambient-caps={set}"),
+        format!("--bounding-set={set}"),
+    ]);
+    let (_, text, complaints) = common::run(command.arg(&program).arg("doctor"));
+    for name in ["ebpf: binds", "ebpf: listens", "ebpf: processes", "ebpf: open files"] {
+        let works = text.lines().any(|line| line.starts_with("ok") && line.contains(name));
+        assert!(works, "{name}\n{text}\n{complaints}");
+    }
+    let unit = fs::read_to_string(source("systemd/sniffer.service")).unwrap();
+    let filters: Vec<&str> = unit.lines().filter(|line| line.starts_with("SystemCallFilter=")).collect();
+    assert_eq!(filters.last(), Some(&"SystemCallFilter=bpf"), "what is granted last counts");
 }
 
 #[test]

@@ -81,6 +81,7 @@ impl Engine {
                     .to_owned(),
             );
         }
+        advice.extend(question.target().and_then(|target| self.refused_lately(target, findings.taken_at)));
         Ok(Answer {
             schema: SCHEMA,
             as_of: moved(findings.taken_at, step),

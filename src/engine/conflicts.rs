@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::binds::{Binder, Bound};
 use super::{Engine, Notice, Question, Topic};
 use crate::judge::conflict::{self, Finding, GONE, Refusal};
+use crate::judge::leak::span;
 use crate::judge::overlap::{self, Place};
 use crate::kernel::look::{Findings, Plan, WhenFree};
 use crate::model::answer::SCHEMA;
@@ -124,6 +125,25 @@ impl ConflictTable {
         if self.folded.get(key) == Some(&id) {
             self.folded.remove(key);
         }
+    }
+
+    /// How many attempts on these ports were refused, and when the last.
+    fn refused(&self, target: &Target) -> Option<(u64, Timestamp)> {
+        let of_target = |conflict: &Conflict| {
+            target.ports.contains(&conflict.port)
+                && target.protocol.is_none_or(|protocol| protocol == conflict.protocol)
+        };
+        let explained = self.records.values().filter_map(|record| match record {
+            Record::Explained(conflict, _) => Some(conflict),
+            Record::Pending(_) => None,
+        });
+        explained.filter(|conflict| of_target(conflict)).fold(
+            None,
+            |sum: Option<(u64, Timestamp)>, conflict| {
+                let (attempts, last) = sum.unwrap_or((0, conflict.last_at));
+                Some((attempts + conflict.attempts, last.max(conflict.last_at)))
+            },
+        )
     }
 
     fn take(&mut self, id: u64) -> Option<Pending> {
@@ -244,6 +264,20 @@ impl Engine {
         self.notices.push(Notice::Conflict(Box::new(conflict.clone())));
         self.conflicts.folded.insert(pending.fold.clone(), id);
         self.conflicts.records.insert(id, Record::Explained(Box::new(conflict), pending.fold));
+    }
+
+    /// That binds of these ports were refused lately, as a sentence.
+    pub(super) fn refused_lately(&self, target: &Target, now: Timestamp) -> Option<String> {
+        let (attempts, last) = self.conflicts.refused(target)?;
+        let binds = if attempts == 1 {
+            "A bind of it was".to_owned()
+        } else {
+            format!("{attempts} binds of it were")
+        };
+        let ago = span(now.duration_since(last));
+        Some(format!(
+            "{binds} refused, the last {ago} ago: `sniffer conflicts` tells who was and who had it."
+        ))
     }
 
     fn loser(&self, event: &BindEvent, process: Option<super::processes::Remembered>) -> Loser {
