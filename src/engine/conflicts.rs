@@ -246,8 +246,8 @@ impl Engine {
             sockets.any(|socket| socket.key.cookie == event.cookie && socket.port == event.bind.port)
         };
         let unproven = matches!(event.outcome, Outcome::Refused { proven: false, .. });
-        if unproven && findings.is_some_and(is_bound) {
-            // It came to its end after all, and succeeded.
+        if unproven && findings.is_none_or(is_bound) {
+            // It came to its end after all, and succeeded, or nobody could look whether it did.
             return self.conflicts.unfold(&pending.fold, id);
         }
         let is_open = |cookie| self.binds.get(cookie).is_some() || self.ports.has(event.netns, cookie);

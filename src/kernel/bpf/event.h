@@ -89,7 +89,7 @@ struct attempt {
 	unsigned long long cookie;
 	unsigned int pid;
 	unsigned int tid;
-	unsigned int netns;		/* once it is bound */
+	unsigned int netns;		/* inode of the socket's network namespace */
 	unsigned short port;		/* as asked for; once it is bound, as it is */
 	unsigned short asked_port;
 	unsigned char stage;		/* enum stage */

@@ -156,16 +156,17 @@ fn bind(event: &Fields<'_>, outcome: Outcome) -> Option<Event> {
 pub(super) struct Slot {
     pub(super) cookie: u64,
     pub(super) bind: Bind,
-    /// The namespace of a socket that is bound; of an attempt nothing tells yet how it ended.
-    pub(super) bound_in: Option<u64>,
+    pub(super) netns: u64,
+    /// Whether it is known to have succeeded; of an attempt nothing tells yet how it ended.
+    pub(super) bound: bool,
 }
 
 /// Decodes a slot; `None` for an empty one.
 pub(super) fn decode_slot(bytes: &[u8]) -> Option<Slot> {
     let slot = Fields(bytes.get(..ATTEMPT_BYTES)?);
-    let bound_in = match slot.u8(32)? {
-        stage::ATTEMPT => None,
-        stage::BOUND => Some(slot.u32(24)?.into()),
+    let bound = match slot.u8(32)? {
+        stage::ATTEMPT => false,
+        stage::BOUND => true,
         _ => return None,
     };
     let bind = Bind {
@@ -177,7 +178,7 @@ pub(super) fn decode_slot(bytes: &[u8]) -> Option<Slot> {
         port: slot.u16(28)?,
         asked_port: slot.u16(30)?,
     };
-    Some(Slot { cookie: slot.u64(8)?, bind, bound_in })
+    Some(Slot { cookie: slot.u64(8)?, bind, netns: slot.u32(24)?.into(), bound })
 }
 
 fn protocol(number: u8) -> Option<Protocol> {
@@ -311,9 +312,10 @@ mod tests {
         bytes[32..35].copy_from_slice(&[stage::ATTEMPT, IPPROTO_UDP, AF_INET6]);
         let slot = decode_slot(&bytes).unwrap();
         assert_eq!((slot.cookie, slot.bind.pid, slot.bind.port, slot.bind.asked_port), (77, 10, 8081, 0));
-        assert_eq!((slot.bind.address, slot.bound_in), (IpAddr::from(Ipv6Addr::UNSPECIFIED), None));
+        assert_eq!((slot.bind.address, slot.netns), (IpAddr::from(Ipv6Addr::UNSPECIFIED), 9));
+        assert!(!slot.bound);
         bytes[32] = stage::BOUND;
-        assert_eq!(decode_slot(&bytes).unwrap().bound_in, Some(9));
+        assert!(decode_slot(&bytes).unwrap().bound);
         bytes[32] = 0;
         assert_eq!(decode_slot(&bytes), None);
     }

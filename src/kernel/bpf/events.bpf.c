@@ -206,14 +206,10 @@ static __always_inline void recall(struct event *event, const struct attempt *at
 	__builtin_memcpy(event->address, attempt->address, sizeof(event->address));
 }
 
-/*
- * Tells of a refusal. Mostly the current process is the one that was refused; another one's name must not be told for it.
- * Its network namespace is the socket's, or where that is gone the process's.
- */
+/* Tells of a refusal. Mostly the current process is the one that was refused; another one's name must not be told for it. */
 static __noinline void refuse(const struct attempt *attempt, struct sock *sk, unsigned char kind, int error, unsigned char flags)
 {
 	struct signed_event told = {};
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	__u8 common[COMMON_BYTES];
 
 	recall(&told.event, attempt);
@@ -226,12 +222,25 @@ static __noinline void refuse(const struct attempt *attempt, struct sock *sk, un
 		tell(&told, sizeof(told.event));
 		return;
 	}
-	if (!told.event.netns)
-		told.event.netns = BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
 	sign(&told.by);
 	if (told.event.port && told.event.port < 1024 && may_bind_low())
 		told.event.flags |= FLAG_PRIVILEGED;
 	tell(&told, sizeof(told));
+}
+
+static __always_inline __u32 netns_inode(__u64 cookie, void *socket)
+{
+	__u32 index = cookie & (NETNS - 1);
+	struct netns *known = bpf_map_lookup_elem(&namespaces, &index);
+
+	if (!known)
+		return 0;
+	if (known->cookie != cookie) {
+		known->cookie = 0;
+		known->inode = BPF_CORE_READ(plain(socket), __sk_common.skc_net.net, ns.inum);
+		known->cookie = cookie;
+	}
+	return known->inode;
 }
 
 static __always_inline int begin(struct bpf_sock_addr *ctx, unsigned char family)
@@ -265,7 +274,7 @@ static __always_inline int begin(struct bpf_sock_addr *ctx, unsigned char family
 	slot->cookie = bpf_get_socket_cookie(ctx);
 	slot->pid = ids >> 32;
 	slot->tid = ids;
-	slot->netns = 0;
+	slot->netns = netns_inode(bpf_get_netns_cookie(ctx), socket);
 	slot->port = __builtin_bswap16(ctx->user_port);
 	slot->asked_port = slot->port;
 	slot->protocol = protocol;
@@ -301,22 +310,6 @@ int bind6(struct bpf_sock_addr *ctx)
 	return begin(ctx, AF_INET6);
 }
 
-static __always_inline __u32 netns_inode(struct bpf_sock *ctx)
-{
-	__u64 cookie = bpf_get_netns_cookie(ctx);
-	__u32 index = cookie & (NETNS - 1);
-	struct netns *known = bpf_map_lookup_elem(&namespaces, &index);
-
-	if (!known)
-		return 0;
-	if (known->cookie != cookie) {
-		known->cookie = 0;
-		known->inode = BPF_CORE_READ(plain(ctx), __sk_common.skc_net.net, ns.inum);
-		known->cookie = cookie;
-	}
-	return known->inode;
-}
-
 static __always_inline int bound(struct bpf_sock *ctx)
 {
 	struct attempt *slot = attempt_of(bpf_get_current_pid_tgid());
@@ -326,7 +319,6 @@ static __always_inline int bound(struct bpf_sock *ctx)
 	if (!slot || slot->stage != STAGE_ATTEMPT || slot->cookie != cookie)
 		return 1;
 	slot->port = ctx->src_port;
-	slot->netns = netns_inode(ctx);
 	slot->stage = STAGE_BOUND;
 	COUNT(resolved);
 	open = open_slot(cookie);

@@ -14,7 +14,7 @@ use super::event::{self, ATTEMPT_BYTES, Event, Slot};
 use super::load::{self, Hook, Loaded, PROGRAMS};
 use super::{Gain, Reasons, Unavailable};
 use crate::kernel::proc_events::{ProcessEvent, fence};
-use crate::kernel::{clock, netns, process};
+use crate::kernel::{clock, process};
 use crate::model::bind::{BindEvent, BindFlags, Outcome};
 
 /// The programs, compiled: `scripts/bpf` makes it from `events.bpf.c`, CI compares.
@@ -203,29 +203,25 @@ impl Source {
         self.told.retain(|_, seen| std::mem::replace(seen, false));
         let mut events = Vec::new();
         let mut found = HashSet::new();
-        for Slot { cookie, bind, bound_in } in slots {
-            let as_told = |outcome, netns| {
+        for Slot { cookie, bind, netns, bound } in slots {
+            let as_told = |outcome| {
                 let (ifindex, flags) = (None, BindFlags::default());
                 Event::Bind(BindEvent { outcome, netns, cookie, ifindex, flags, bind, by: None })
             };
-            match bound_in {
-                Some(netns) if self.is_open(cookie) => {
-                    if !self.found.contains(&cookie) {
-                        events.push(as_told(Outcome::Bound { until: None }, netns));
-                    }
-                    found.insert(cookie);
+            if bound && self.is_open(cookie) {
+                if !self.found.contains(&cookie) {
+                    events.push(as_told(Outcome::Bound { until: None }));
                 }
-                Some(_) => {}
-                None => {
-                    let age = now.saturating_sub(bind.at);
-                    let outside = || process::is_outside_calls(bind.pid, bind.tid, &process::BINDING_CALLS);
-                    let ended = age > STARVED || (age > OVERDUE && outside());
-                    if ended && self.told.insert((cookie, bind.at), true).is_none() {
-                        // The kernel tells a socket's namespace with its end. Few processes leave theirs in between.
-                        let netns = netns::of_process(bind.pid).unwrap_or_default();
-                        events.push(as_told(Outcome::Refused { errno: None, proven: false }, netns));
-                    }
-                }
+                found.insert(cookie);
+            }
+            if bound {
+                continue;
+            }
+            let age = now.saturating_sub(bind.at);
+            let outside = || process::is_outside_calls(bind.pid, bind.tid, &process::BINDING_CALLS);
+            let ended = age > STARVED || (age > OVERDUE && outside());
+            if ended && self.told.insert((cookie, bind.at), true).is_none() {
+                events.push(as_told(Outcome::Refused { errno: None, proven: false }));
             }
         }
         self.found = found;
