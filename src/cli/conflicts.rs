@@ -28,7 +28,7 @@ pub(super) fn run(since: Option<&str>, json: bool) -> Result<u8, Failure> {
     printed(if json {
         report::print_json(&answer)
     } else {
-        report::print(&report::conflicts(&answer, &zone))
+        report::print(&report::conflicts(&answer, since, &zone))
     })?;
     Ok(if answer.conflicts.is_empty() { OTHERWISE } else { ANSWERED })
 }

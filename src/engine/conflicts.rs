@@ -53,6 +53,8 @@ struct Pending {
     attempts: u64,
     loser: Loser,
     job: Option<JobKey>,
+    /// Sockets on the port that were closed before this was told, but not before the tick of the attempt.
+    closed: Vec<u64>,
     fold: FoldKey,
 }
 
@@ -108,16 +110,14 @@ impl ConflictTable {
         self.records.insert(self.last_id, Record::Pending(Box::new(pending)));
         self.waiting.push_back(self.last_id);
         while self.records.len() > MAX_KEPT {
-            if let Some((id, record)) = self.records.pop_first() {
-                let key = match &record {
-                    Record::Pending(pending) => &pending.fold,
-                    Record::Explained(_, key) => key,
-                };
-                if self.folded.get(key) == Some(&id) {
-                    let key = key.clone();
-                    self.folded.remove(&key);
-                }
-            }
+            // Those that wait for their explanation are few, and have yet to be counted.
+            let explained = self.records.iter().find_map(|(id, record)| match record {
+                Record::Explained(_, key) => Some((*id, key.clone())),
+                Record::Pending(_) => None,
+            });
+            let Some((id, key)) = explained else { return };
+            self.records.remove(&id);
+            self.unfold(&key, id);
         }
     }
 
@@ -201,8 +201,20 @@ impl Engine {
                 false
             }
             None => {
+                let had = self.binds.at(event.netns, event.bind.protocol, event.bind.port, at);
+                let closed = had.filter(|bound| bound.until.is_some()).map(|bound| bound.cookie).collect();
                 let loser = self.loser(&event, process);
-                self.conflicts.add(Pending { event, call, at, last_at: at, attempts: 1, loser, job, fold });
+                self.conflicts.add(Pending {
+                    event,
+                    call,
+                    at,
+                    last_at: at,
+                    attempts: 1,
+                    loser,
+                    job,
+                    closed,
+                    fold,
+                });
                 true
             }
         }
@@ -258,6 +270,10 @@ impl Engine {
             self.complete(&mut pending, findings);
         }
         let blockers = self.blockers(&pending, findings);
+        if pending.call == Call::Listen && blockers.is_empty() {
+            // It began to listen and was shut down at once.
+            return self.conflicts.unfold(&pending.fold, id);
+        }
         let finding = self.finding(&pending, &blockers);
         self.counters.conflicted(pending.event.bind.protocol, finding.cause, pending.attempts);
         let conflict = self.conflict(&pending, blockers, finding, findings);
@@ -341,7 +357,9 @@ impl Engine {
             let later = cookie(claim)
                 .and_then(|cookie| self.binds.get(cookie))
                 .is_some_and(|bound| bound.at > pending.at);
-            let listens = pending.call == Call::Bind || claim.kind == ClaimKind::Listener;
+            let listens = pending.call == Call::Bind
+                || (claim.kind == ClaimKind::Listener
+                    && !(wanted.flags.is_some_and(|flags| flags.reuseport)));
             let itself = cookie(claim) == Some(event.cookie);
             !later && !itself && listens && overlap::blocks(&place(claim), &wanted)
         });
@@ -352,15 +370,27 @@ impl Engine {
             blockers.retain(|claim| matches!(claim.kind, ClaimKind::Listener | ClaimKind::Bound));
         }
         let found: Vec<u64> = blockers.iter().filter_map(cookie).collect();
+        // What no look could find is known from its bind.
+        let looked =
+            findings.is_some_and(|findings| findings.namespaces.iter().any(|netns| netns.sockets.is_some()));
+        // The clock of binds ticks: of what was closed in the tick of the attempt and told before it, nobody knows which was first.
+        let certain = !blockers.is_empty();
         let had = self.binds.at(event.netns, event.bind.protocol, event.bind.port, pending.at);
-        let gone = had.filter(|bound| bound.cookie != event.cookie && !found.contains(&bound.cookie));
-        let gone =
-            gone.filter(|bound| bound.until.is_some() && overlap::addresses_meet(&place_of(bound), &wanted));
+        let gone = had
+            .filter(|bound| bound.cookie != event.cookie && !found.contains(&bound.cookie))
+            .filter(|bound| match bound.until {
+                Some(until) if until == pending.at && pending.closed.contains(&bound.cookie) => {
+                    !certain && bound.by.pid != event.bind.pid
+                }
+                Some(_) => true,
+                None => !looked,
+            })
+            .filter(|bound| overlap::addresses_meet(&place_of(bound), &wanted));
         blockers.extend(gone.map(|bound| self.gone(bound)));
         blockers
     }
 
-    /// A socket that was closed before it could be looked at, as a claim.
+    /// A socket that no look found, as a claim.
     fn gone(&self, bound: &Bound) -> Claim {
         let process = self.processes.remembered(bound.by.pid, bound.by.start);
         let job = bound.by.job.as_ref().and_then(|key| self.jobs.shown(key));
@@ -384,7 +414,7 @@ impl Engine {
             interface: None,
             reuseaddr: None,
             reuseport: None,
-            state: GONE.to_owned(),
+            state: if bound.until.is_some() { GONE } else { "BOUND" }.to_owned(),
             peer: None,
             expires_ms: None,
             netns: self.ports.netns_of_inode(bound.netns),
@@ -402,7 +432,11 @@ impl Engine {
             shared_with: Vec::new(),
             test: None,
             verdict: Verdict::Unattributed,
-            reason: "it was closed before it could be looked at".to_owned(),
+            reason: match bound.until {
+                Some(_) => "it was closed before it could be looked at",
+                None => "it is known from its bind: its network namespace could not be looked into",
+            }
+            .to_owned(),
             nat: None,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::words;
@@ -9,17 +10,21 @@ use crate::model::claim::Claim;
 use crate::model::conflict::{Conflict, Conflicts, Loser};
 use crate::model::escape::Escaped;
 
-/// The story of each conflict, the newest last.
-pub fn conflicts(answer: &Conflicts, zone: &TimeZone) -> String {
+/// The story of each conflict, the newest last. `since` is what was asked for.
+pub fn conflicts(answer: &Conflicts, since: Option<Timestamp>, zone: &TimeZone) -> String {
     let mut text = String::new();
     for conflict in &answer.conflicts {
         tell(&mut text, conflict, answer, zone);
     }
     if answer.conflicts.is_empty() {
-        text += "No bind has failed";
-        if let Some(since) = answer.watched_since {
-            text += &format!(" since the daemon started, {}", words::moment(since, answer.as_of, zone));
-        }
+        text += "No bind has failed since ";
+        text += &match (since, answer.watched_since) {
+            (Some(since), Some(started)) if since > started => words::moment(since, answer.as_of, zone),
+            (_, Some(started)) => {
+                format!("the daemon started, {}", words::moment(started, answer.as_of, zone))
+            }
+            (_, None) => "then".to_owned(),
+        };
         text += ".\n";
     }
     for gap in &answer.incomplete {
@@ -138,14 +143,17 @@ mod tests {
 
     #[test]
     fn a_conflict_is_told_with_both_sides() {
-        let text = conflicts(&answer(), &TimeZone::UTC);
+        let text = conflicts(&answer(), None, &TimeZone::UTC);
         assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
         insta::assert_snapshot!(text);
     }
 
     #[test]
     fn none_says_since_when_it_would_have_been_seen() {
-        let text = conflicts(&Conflicts { conflicts: Vec::new(), ..answer() }, &TimeZone::UTC);
+        let text = conflicts(&Conflicts { conflicts: Vec::new(), ..answer() }, None, &TimeZone::UTC);
         assert_eq!(text, "No bind has failed since the daemon started, 08:00:00 (6h10m ago).\n");
+        let since = Some("2026-11-21T14:00:00Z".parse().unwrap());
+        let text = conflicts(&Conflicts { conflicts: Vec::new(), ..answer() }, since, &TimeZone::UTC);
+        assert_eq!(text, "No bind has failed since 14:00:00 (10m ago).\n");
     }
 }

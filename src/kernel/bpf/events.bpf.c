@@ -20,6 +20,8 @@
 #define RING_BYTES (2 * 1024 * 1024)
 /* Threads whose attempts are kept apart. The reader walks over all of them. */
 #define SLOTS 1024
+/* No bind takes so long. */
+#define LONG_AGO_NS 1000000000ULL
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -228,6 +230,17 @@ static __noinline void refuse(const struct attempt *attempt, struct sock *sk, un
 	tell(&told, sizeof(told));
 }
 
+/*
+ * An attempt has ended without a port. Where the kernel was to choose one that is no refusal: with IP_BIND_ADDRESS_NO_PORT it
+ * chooses at connect(2), and tells of no success before.
+ */
+static __always_inline void told_refused(struct attempt *slot, struct sock *sk, unsigned char flags)
+{
+	COUNT(resolved);
+	if (slot->port)
+		refuse(slot, sk, KIND_BIND_FAILED, 0, flags);
+}
+
 static __always_inline __u32 netns_inode(__u64 cookie, void *socket)
 {
 	__u32 index = cookie & (NETNS - 1);
@@ -249,6 +262,7 @@ static __always_inline int begin(struct bpf_sock_addr *ctx, unsigned char family
 	struct bpf_sock *socket = ctx->sk;
 	__u64 ids = bpf_get_current_pid_tgid();
 	struct attempt *slot = attempt_of(ids);
+	__u64 now = ticked();
 
 	if (!protocol || !socket || !slot)
 		return 1;
@@ -264,13 +278,19 @@ static __always_inline int begin(struct bpf_sock_addr *ctx, unsigned char family
 		}
 	} else if (slot->stage == STAGE_ATTEMPT) {
 		/*
-		 * A thread does one thing after the other: its attempt before this one has ended, and not in a bind. Of
-		 * another thread that shares the slot nobody knows.
+		 * A thread does one thing after the other: its attempt before this one has ended, and not in a bind. One of
+		 * another thread that shares the slot may be in the middle of it.
 		 */
-		refuse(slot, 0, KIND_BIND_FAILED, 0, slot->tid == (__u32)ids ? 0 : FLAG_UNPROVEN);
-		COUNT(resolved);
+		if (slot->tid == (__u32)ids) {
+			told_refused(slot, 0, 0);
+		} else if (now - slot->at_ns > LONG_AGO_NS) {
+			told_refused(slot, 0, FLAG_UNPROVEN);
+		} else {
+			COUNT(lost);
+			return 1;
+		}
 	}
-	slot->at_ns = ticked();
+	slot->at_ns = now;
 	slot->cookie = bpf_get_socket_cookie(ctx);
 	slot->pid = ids >> 32;
 	slot->tid = ids;
@@ -369,8 +389,7 @@ int sock_release(struct bpf_sock *ctx)
 		tell(&event, sizeof(event));
 	} else if (slot->cookie == cookie && slot->stage == STAGE_ATTEMPT) {
 		slot->stage = STAGE_NONE;
-		COUNT(resolved);
-		refuse(slot, plain(ctx), KIND_BIND_FAILED, 0, 0);
+		told_refused(slot, plain(ctx), 0);
 	}
 	return 1;
 }

@@ -94,6 +94,10 @@ pub(super) fn attach_all(
         if missing.iter().any(|(lost, _)| lost == gain) {
             continue;
         }
+        if matches!(hook, Hook::End(_)) && !trampolines_are_safe() {
+            missing.push((*gain, "fexit is not used before Linux 5.12".to_owned()));
+            continue;
+        }
         match attach(&mut ebpf, name, *hook, &root, &btf) {
             Ok(()) => {}
             Err(error) if *gain == Gain::Binds => return Err(unavailable(name, &error)),
@@ -107,6 +111,14 @@ pub(super) fn attach_all(
         }
     }
     Ok(Loaded { ebpf, missing })
+}
+
+/// Before Linux 5.12 the code that runs fexit programs could be freed while a thread slept in the function (e21aa341785c, "bpf: Fix
+/// fexit trampoline"), and bind(2) sleeps; on a 5.10 that has the fix two processors were seen to hang while several agents
+/// attached and bound at once. The errno is not worth that: a version is asked here, not a probe.
+fn trampolines_are_safe() -> bool {
+    aya::util::KernelVersion::current()
+        .is_ok_and(|version| version >= aya::util::KernelVersion::new(5, 12, 0))
 }
 
 fn attach(ebpf: &mut Ebpf, name: &str, hook: Hook, root: &File, btf: &Btf) -> Result<(), ProgramError> {
