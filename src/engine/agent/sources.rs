@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::{Message, source};
-use crate::kernel::bpf::{self, Gain};
+use crate::kernel::bpf;
 use crate::kernel::proc_events::{ProcEvents, ProcessEvent, means_lost};
 use crate::kernel::process::{self, Reader};
 use crate::model::bind::{BindEvent, CloseEvent};
@@ -79,12 +79,10 @@ fn with_readings(events: Vec<ProcessEvent>, reader: &Reader, headless: &mut Hash
 
 /// Reads the events of the kernel's programs and sends them on, until the loop ends.
 pub(super) fn forward_bpf(mut events: bpf::Source, reader: &Arc<Reader>, messages: &mpsc::Sender<Message>) {
-    let processes = events.has(Gain::Processes);
     loop {
         let sent = match events.receive() {
             Ok(drained) => {
-                let events =
-                    drained.events.into_iter().filter_map(|event| from_bpf(event, reader, processes));
+                let events = drained.events.into_iter().map(|event| from_bpf(event, reader));
                 hand_on(events.collect(), drained.binds, drained.lost, messages)
             }
             Err(error) => {
@@ -98,15 +96,14 @@ pub(super) fn forward_bpf(mut events: bpf::Source, reader: &Arc<Reader>, message
     }
 }
 
-fn from_bpf(event: bpf::Event, reader: &Reader, processes: bool) -> Option<Event> {
+fn from_bpf(event: bpf::Event, reader: &Reader) -> Event {
     match event {
-        bpf::Event::Bind(event) => Some(Event::Bind(Box::new(event))),
-        bpf::Event::Close(event) => Some(Event::Close(event)),
-        _ if !processes => None,
-        bpf::Event::Process(event) => Some(Event::Process(event, None)),
+        bpf::Event::Bind(event) => Event::Bind(Box::new(event)),
+        bpf::Event::Close(event) => Event::Close(event),
+        bpf::Event::Process(event) => Event::Process(event, None),
         bpf::Event::Exec(exec) => {
             let pid = exec.pid;
-            Some(Event::Process(ProcessEvent::Execed { pid }, Some(Box::new(reader.from_exec(*exec)))))
+            Event::Process(ProcessEvent::Execed { pid }, Some(Box::new(reader.from_exec(*exec))))
         }
     }
 }

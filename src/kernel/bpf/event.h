@@ -16,7 +16,8 @@ enum kind {
 	KIND_CLOSE = 17,	/* a socket that was told of is closed, by pid */
 	KIND_BIND_FAILED = 18,	/* a bind was refused */
 	KIND_LISTEN_FAILED = 19,/* a listen was refused */
-	KIND_HELD = 20,		/* a socket that was not told of yet was bound, and is closed after `other` milliseconds */
+	KIND_HELD = 20,		/* a socket that was not told of yet was bound, and is closed so many ns later:
+				   `other`, and `ifindex` for the upper half */
 };
 
 enum flags {

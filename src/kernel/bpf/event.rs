@@ -99,7 +99,8 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Event> {
         kind::EXIT => Some(Event::Process(ProcessEvent::Exited { pid })),
         kind::BOUND => bind(&event, Outcome::Bound { until: None }),
         kind::HELD => {
-            let until = event.duration(0)?.checked_add(Duration::from_millis(other.into()))?;
+            let held = u64::from(event.u32(32)?) << 32 | u64::from(other);
+            let until = event.duration(0)?.checked_add(Duration::from_nanos(held))?;
             bind(&event, Outcome::Bound { until: Some(until) })
         }
         kind::BIND_FAILED => bind(&event, Outcome::Refused { errno, proven }),
@@ -131,7 +132,7 @@ fn bind(event: &Fields<'_>, outcome: Outcome) -> Option<Event> {
         outcome,
         netns: event.u32(28)?.into(),
         cookie: event.u64(8)?,
-        ifindex: Some(event.u32(32)?).filter(|index| *index != 0),
+        ifindex: Some(event.u32(32)?).filter(|index| *index != 0 && event.u8(44) != Some(kind::HELD)),
         flags: BindFlags {
             reuseaddr: flags & flag::REUSEADDR != 0,
             reuseport: flags & flag::REUSEPORT != 0,
@@ -322,8 +323,12 @@ mod tests {
 
     #[test]
     fn a_socket_that_lived_shortly_is_one_event_with_both_its_ends() {
-        let Some(Event::Bind(event)) = decode(&raw(kind::HELD)) else { panic!("a bind") };
-        assert_eq!(event.outcome, Outcome::Bound { until: Some(Duration::from_millis(5012)) });
+        let mut bytes = raw(kind::HELD);
+        bytes[24..28].copy_from_slice(&7u32.to_ne_bytes());
+        bytes[32..36].copy_from_slice(&1u32.to_ne_bytes());
+        let Some(Event::Bind(event)) = decode(&bytes) else { panic!("a bind") };
+        let until = Duration::from_nanos(5_000_000_000 + 4_294_967_296 + 7);
+        assert_eq!((event.outcome, event.ifindex), (Outcome::Bound { until: Some(until) }, None));
     }
 
     #[test]

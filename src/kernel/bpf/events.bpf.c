@@ -379,7 +379,9 @@ int sock_release(struct bpf_sock *ctx)
 			slot->stage = STAGE_NONE;
 			recall(&event, slot);
 			event.kind = KIND_HELD;
-			event.other = (now - event.at_ns) / 1000000;
+			now -= event.at_ns;
+			event.other = now;
+			event.ifindex = now >> 32;
 		} else {
 			event.kind = KIND_CLOSE;
 			event.cookie = cookie;

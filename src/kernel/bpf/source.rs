@@ -186,7 +186,12 @@ impl Source {
 
     /// Whether this has not been told yet: a bind may have been found in its slot, a refusal when its end was overdue.
     fn is_news(&mut self, event: &Event) -> bool {
-        let Event::Bind(event) = event else { return true };
+        let event = match event {
+            Event::Bind(event) => event,
+            Event::Close(_) => return true,
+            // Some of a group that lacks a program may have told something before it was detached.
+            Event::Process(_) | Event::Exec(_) => return self.has(Gain::Processes),
+        };
         match event.outcome {
             Outcome::Bound { until: None } => !self.found.contains(&event.cookie),
             Outcome::Bound { until: Some(_) } => true,
