@@ -13,10 +13,8 @@
     reason = "a benchmark is a program of its own, and its product is the table"
 )]
 
-#[path = "loaded_host/daemon.rs"]
-mod daemon;
-#[path = "loaded_host/interrupt.rs"]
-mod interrupt;
+#[path = "common/mod.rs"]
+mod common;
 #[path = "loaded_host/load.rs"]
 mod load;
 #[path = "loaded_host/questions.rs"]
@@ -31,7 +29,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use daemon::Daemon;
+use common::daemon::Daemon;
+use common::{Failure, interrupt};
 use load::Load;
 use table::{Row, Target, Worth};
 
@@ -77,9 +76,6 @@ impl Options {
         self.processes >= 2000 && self.descriptors >= 200 && self.listeners >= 1000 && self.namespaces >= 100
     }
 }
-
-/// Why there is no table: one line.
-type Failure = String;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);

@@ -29,7 +29,11 @@ use initramfs::Initramfs;
 /// What happens on each kernel.
 const BOOTS: &[Boot] = &[Boot {
     command_line: "",
-    runs: &[Run { executable: "live", arguments: &[] }, Run { executable: "lib", arguments: &["kernel::"] }],
+    runs: &[
+        Run { executable: "live", arguments: &[] },
+        Run { executable: "lib", arguments: &["kernel::", "--include-ignored"] },
+        Run { executable: "events", arguments: &["refusals::", "--include-ignored", "--test-threads=2"] },
+    ],
 }];
 
 /// One start of the machine. It costs seconds, so runs share one unless they need another command line.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::{Failure, Options, interrupt, worker};
+use crate::common::{Failure, interrupt};
+use crate::{Options, worker};
 
 /// A worker that has not reported by then never will.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(60);

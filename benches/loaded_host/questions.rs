@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::daemon::{Daemon, SNIFFER};
+use crate::Options;
+use crate::common::daemon::{Daemon, SNIFFER};
+use crate::common::{Failure, interrupt};
 use crate::load::{Held, Load};
-use crate::{Failure, Options, interrupt};
 
 /// lsof takes seconds, and is there for information.
 const LSOF_REPETITIONS: usize = 3;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::common::{self, table::median};
+
 /// What a figure has to be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Target {
@@ -93,30 +95,8 @@ impl Row {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match (values.len() % 2, values.get(middle), middle.checked_sub(1).and_then(|low| values.get(low))) {
-        (1, Some(value), _) => *value,
-        (_, Some(high), Some(low)) => (low + high) / 2.0,
-        _ => f64::NAN,
-    }
-}
-
-/// A markdown table that is aligned as text, too.
+/// The table of these lines.
 pub(crate) fn markdown(rows: &[Row]) -> String {
-    let head = ["measured", "median", "worst", "target", "result"].map(str::to_owned);
-    let lines: Vec<[String; 5]> = std::iter::once(head).chain(rows.iter().map(Row::cells)).collect();
-    let widths: [usize; 5] = std::array::from_fn(|column| {
-        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    });
-    let drawn = |line: &[String; 5]| {
-        let cells = line.iter().zip(widths).map(|(cell, width)| format!(" {cell:width$} |"));
-        format!("|{}", cells.collect::<String>())
-    };
-    let rule = format!("|{}", widths.map(|width| format!("{}|", "-".repeat(width + 2))).concat());
-    let mut text: Vec<String> = lines.iter().map(drawn).collect();
-    text.insert(1, rule);
-    text.join("\n")
+    let head = ["measured", "median", "worst", "target", "result"];
+    common::table::markdown(head, rows.iter().map(Row::cells))
 }

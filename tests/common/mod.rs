@@ -12,10 +12,10 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -67,9 +67,27 @@ pub fn program(directory: &TempDir, name: &str) -> String {
 pub struct Held {
     pub pid: u32,
     pub ports: Vec<u16>,
+    /// What else it said.
+    pub words: Vec<String>,
 }
 
 impl Held {
+    /// Reads `LABEL PID PORT… WORD…`.
+    fn read(line: &str) -> (String, Held) {
+        let mut words = line.split(' ').filter(|word| !word.is_empty());
+        let label = words.next().unwrap().to_owned();
+        let pid = words.next().and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("who is {line:?}?"));
+        let (ports, words): (Vec<&str>, Vec<&str>) = words.partition(|word| word.parse::<u16>().is_ok());
+        let ports = ports.into_iter().filter_map(|port| port.parse().ok()).collect();
+        (label, Held { pid, ports, words: words.into_iter().map(str::to_owned).collect() })
+    }
+
+    /// The numbers it said after `name:`.
+    pub fn said(&self, name: &str) -> Vec<i128> {
+        let values = self.words.iter().filter_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
+        values.map(|value| value.parse().unwrap()).collect()
+    }
+
     pub fn port(&self) -> u16 {
         self.ports[0]
     }
@@ -90,6 +108,7 @@ impl Held {
 pub struct Tree {
     child: Child,
     stdin: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
     pub members: HashMap<String, Held>,
 }
 
@@ -99,17 +118,21 @@ impl Tree {
     pub fn start(command: &mut Command, labels: &[&str]) -> Tree {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut members = HashMap::new();
-        while labels.iter().any(|label| !members.contains_key(*label)) {
-            let line = lines.next().expect("the tree says who is there").unwrap();
-            let mut words = line.split(' ');
-            let label = words.next().unwrap().to_owned();
-            let pid =
-                words.next().and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("who is {line:?}?"));
-            members.insert(label, Held { pid, ports: words.filter_map(|word| word.parse().ok()).collect() });
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut tree = Tree { child, stdin, lines, members: HashMap::new() };
+        while labels.iter().any(|label| !tree.members.contains_key(*label)) {
+            tree.hear();
         }
-        Tree { child, stdin, members }
+        tree
+    }
+
+    /// Waits until one of them says something, for the first time or again; answers who.
+    #[track_caller]
+    pub fn hear(&mut self) -> String {
+        let line = self.lines.next().expect("the tree says who is there").unwrap();
+        let (label, held) = Held::read(&line);
+        self.members.insert(label.clone(), held);
+        label
     }
 
     /// One process: `holder LABEL ACTIONS`.
@@ -125,6 +148,12 @@ impl Tree {
 
     pub fn it(&self) -> &Held {
         self.get("it")
+    }
+
+    /// Waits for the end of one that ends by itself.
+    #[track_caller]
+    pub fn wait(&mut self) {
+        self.child.wait().unwrap();
     }
 }
 
@@ -197,6 +226,28 @@ impl Daemon {
 
     #[track_caller]
     pub fn start_in(directory: TempDir, more: &str) -> Daemon {
+        let metrics = Daemon::configure(&directory, more);
+        let child = Daemon::command(&directory).spawn().unwrap();
+        let mut daemon = Daemon { child, directory, metrics };
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Starts it in surroundings that the holder makes with these actions.
+    #[track_caller]
+    pub fn start_by(actions: &[&str], more: &str) -> Daemon {
+        let directory = open_directory();
+        let metrics = Daemon::configure(&directory, more);
+        let command = Daemon::command(&directory);
+        let mut by_holder = within(actions, &command);
+        let child = Daemon::logged(&mut by_holder, &directory).spawn().unwrap();
+        let mut daemon = Daemon { child, directory, metrics };
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Writes its configuration; answers where its metrics are.
+    fn configure(directory: &TempDir, more: &str) -> String {
         let port = free_port();
         let metrics = format!("127.0.0.1:{port}");
         let config = format!(
@@ -204,23 +255,24 @@ impl Daemon {
             directory.path().join("s.sock").display()
         );
         fs::write(directory.path().join("config.toml"), config).unwrap();
-        let child = Daemon::command(&directory).spawn().unwrap();
-        let mut daemon = Daemon { child, directory, metrics };
-        daemon.wait_until_ready();
-        daemon
+        metrics
     }
 
     pub fn command(directory: &TempDir) -> Command {
-        let log = File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
         let mut command = Command::new(SNIFFER);
         command.arg("daemon").arg("--config").arg(directory.path().join("config.toml"));
+        Daemon::logged(&mut command, directory);
+        command
+    }
+
+    fn logged<'a>(command: &'a mut Command, directory: &TempDir) -> &'a mut Command {
+        let log = File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
         command
             .env("SNIFFER_LOG", "sniffer=debug")
             .env_remove("JOURNAL_STREAM")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log);
-        command
+            .stderr(log)
     }
 
     /// Ends it as a crash would, and starts it again.
@@ -295,8 +347,26 @@ impl Drop for Daemon {
     }
 }
 
+/// The same command in surroundings that the holder makes with these actions, before it becomes that program.
+pub fn within(actions: &[&str], command: &Command) -> Command {
+    let mut by_holder = Command::new(holder());
+    by_holder
+        .arg("within")
+        .args(actions)
+        .args(["exec", "--"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => by_holder.env(name, value),
+            None => by_holder.env_remove(name),
+        };
+    }
+    by_holder
+}
+
 #[allow(clippy::print_stderr, reason = "a failing test shows the daemon's log")]
-fn eprint_log(log: &str) {
+pub fn eprint_log(log: &str) {
     eprintln!("--- the daemon's log\n{log}---");
 }
 

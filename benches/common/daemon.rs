@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Failure, interrupt};
+use super::{Failure, interrupt};
 
 pub(crate) const SNIFFER: &str = env!("CARGO_BIN_EXE_sniffer");
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -64,14 +64,30 @@ impl Daemon {
     }
 
     fn is_ready(&self) -> bool {
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(self.metrics)?;
-            stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: sniffer\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        self.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    fn get(&self, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(self.metrics)?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: sniffer\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// A metric of a source; 0 where it is not there.
+    pub(crate) fn metric(&self, name: &str, source: &str) -> Result<f64, Failure> {
+        let text =
+            self.get("/metrics").map_err(|error| format!("/metrics: {error} (has the daemon ended?)"))?;
+        let series = format!("{name}{{source=\"{source}\"}} ");
+        Ok(text.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0.0))
+    }
+
+    /// What it has said so far, and what it says of its state.
+    pub(crate) fn said(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        format!("{log}{}", self.get("/readyz").unwrap_or_default())
     }
 
     /// Watches it while nothing happens.
@@ -86,7 +102,7 @@ impl Daemon {
     }
 
     /// utime and stime of proc_pid_stat(5): all threads, those that ended included. In ticks, which are 10 ms everywhere.
-    fn cpu(&self) -> Result<Duration, Failure> {
+    pub(crate) fn cpu(&self) -> Result<Duration, Failure> {
         let stat = self.proc("stat")?;
         // comm is in parentheses and may contain anything; utime and stime are the 12th and 13th field after it.
         let ticks: Option<u64> = stat.rsplit_once(')').and_then(|(_, fields)| {
