@@ -7,12 +7,12 @@ use crate::common::{Failure, interrupt};
 use crate::worker::{Work, Worker};
 
 const BINDS: usize = 50_000;
-/// A bind and a close each, of two processes.
-pub(crate) const EVENTS: f64 = (2 * 2 * BINDS) as f64;
+/// Of two processes. A bind and the close that follows at once are one event, or two where the agent looks in between.
+pub(crate) const EVENTS: f64 = (2 * BINDS) as f64;
 const EBPF: &str = "ebpf";
 /// The daemon publishes its counters at least every second: two readings this far apart that agree are final.
 const SETTLED: Duration = Duration::from_millis(1500);
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// By storm.
 #[derive(Debug, Default)]
@@ -53,7 +53,7 @@ fn settled(daemon: &Daemon, enough: f64) -> Result<(f64, f64), Failure> {
         interrupt::sleep(SETTLED)?;
         let after = read()?;
         // Others on the machine cause a few events all the time.
-        let rests = after.0 >= enough && after.0 - before.0 < EVENTS / 1000.0;
+        let rests = after.0 >= enough && after.0 - before.0 < EVENTS / 500.0;
         if rests || Instant::now() > until {
             return Ok(after);
         }
