@@ -115,10 +115,9 @@ struct open_file {
 	unsigned int reserved;
 };
 
-/* Counters of one core. */
+/* Counters of one core. One program may interrupt another in the middle of counting: a change is told, a number is not exact. */
 struct counters {
 	unsigned long long attempts;	/* binds that began */
-	unsigned long long resolved;	/* and whose end was seen, or whose socket was closed */
 	unsigned long long listens;	/* listens that began */
 	unsigned long long lost;	/* events that found no room */
 };

@@ -236,7 +236,6 @@ static __noinline void refuse(const struct attempt *attempt, struct sock *sk, un
  */
 static __always_inline void told_refused(struct attempt *slot, struct sock *sk, unsigned char flags)
 {
-	COUNT(resolved);
 	if (slot->port)
 		refuse(slot, sk, KIND_BIND_FAILED, 0, flags);
 }
@@ -340,7 +339,6 @@ static __always_inline int bound(struct bpf_sock *ctx)
 		return 1;
 	slot->port = ctx->src_port;
 	slot->stage = STAGE_BOUND;
-	COUNT(resolved);
 	open = open_slot(cookie);
 	if (open)
 		*open = cookie;
@@ -450,7 +448,6 @@ static __always_inline void bind_ended(struct socket *socket, int result)
 	if (!slot || slot->stage != STAGE_ATTEMPT || slot->cookie != (__u64)socket->sk->__sk_common.skc_cookie.counter)
 		return;
 	slot->stage = STAGE_NONE;
-	COUNT(resolved);
 	refuse(slot, socket->sk, KIND_BIND_FAILED, result, 0);
 }
 

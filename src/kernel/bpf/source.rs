@@ -54,8 +54,6 @@ pub struct Drained {
 struct Counted {
     /// Binds and listens that began.
     begun: u64,
-    /// Binds whose end is not known.
-    open: u64,
     lost: u64,
 }
 
@@ -83,7 +81,7 @@ impl Hurry {
 pub struct Source {
     _ebpf: Ebpf,
     ring: RingBuf<MapData>,
-    counters: PerCpuArray<MapData, [u64; 4]>,
+    counters: PerCpuArray<MapData, [u64; 3]>,
     slots: Array<MapData, [u8; ATTEMPT_BYTES]>,
     open: Array<MapData, u64>,
     missing: Vec<(Gain, String)>,
@@ -95,7 +93,7 @@ pub struct Source {
     told: HashMap<(u64, Duration), bool>,
     /// Binds that were found in the slots at the last sweep, by cookie: the programs may tell of them again.
     found: HashSet<u64>,
-    /// Whether binds began since then.
+    /// Whether the slots may hold something new.
     unswept: bool,
 }
 
@@ -171,15 +169,14 @@ impl Source {
         let before = std::mem::replace(&mut self.before, counted);
         let begun = counted.begun.saturating_sub(before.begun);
         self.unswept |= begun > 0;
-        let waiting = self.unswept || counted.open > self.told.len() as u64;
-        if waiting && (hurried || Instant::now() >= self.next_sweep) {
+        if self.unswept && (hurried || Instant::now() >= self.next_sweep) {
             self.next_sweep = Instant::now() + SWEEP_EVERY;
-            self.unswept = false;
             // What the slots hold has happened before a fence that is among these events arrived.
             let fence = |event: &Event| matches!(event, Event::Process(ProcessEvent::Fence { .. }));
             let at = events.iter().position(fence).unwrap_or(events.len());
-            let swept = self.sweep();
+            let (swept, undecided) = self.sweep();
             events.splice(at..at, swept);
+            self.unswept = undecided;
         }
         Ok(Drained { events, binds: begun, lost: counted.lost.saturating_sub(before.lost) })
     }
@@ -200,13 +197,13 @@ impl Source {
     }
 
     /// What stays in the slots: binds that nothing has told yet, and attempts of a while ago whose thread is in no bind any
-    /// more: the socket is open still, and was refused.
-    fn sweep(&mut self) -> Vec<Event> {
+    /// more: the socket is open still, and was refused. Answers too whether there are attempts that may still be in a bind.
+    fn sweep(&mut self) -> (Vec<Event>, bool) {
         let now = clock::monotonic();
         let slots: Vec<Slot> = self.slots.iter().filter_map(|slot| event::decode_slot(&slot.ok()?)).collect();
         // One that is in no slot any more is told by an event, which may be on its way.
         self.told.retain(|_, seen| std::mem::replace(seen, false));
-        let mut events = Vec::new();
+        let (mut events, mut undecided) = (Vec::new(), false);
         let mut found = HashSet::new();
         for Slot { cookie, bind, netns, bound } in slots {
             let as_told = |outcome| {
@@ -225,13 +222,14 @@ impl Source {
             let age = now.saturating_sub(bind.at);
             let outside = || process::is_outside_calls(bind.pid, bind.tid, &process::BINDING_CALLS);
             let ended = age > STARVED || (age > OVERDUE && outside());
+            undecided |= !ended;
             // Where the kernel was to choose the port, it may do so later: IP_BIND_ADDRESS_NO_PORT of ip(7).
             if ended && self.told.insert((cookie, bind.at), true).is_none() && bind.asked_port != 0 {
                 events.push(as_told(Outcome::Refused { errno: None, proven: false }));
             }
         }
         self.found = found;
-        events
+        (events, undecided)
     }
 
     /// Whether a socket that was bound has not been closed.
@@ -257,8 +255,7 @@ impl Source {
     fn counted(&self) -> io::Result<Counted> {
         let cores = self.counters.get(&0, 0).map_err(io::Error::other)?;
         let mut sum = Counted::default();
-        for [attempts, resolved, listens, lost] in cores.iter() {
-            sum.open = sum.open.wrapping_add(*attempts).wrapping_sub(*resolved);
+        for [attempts, listens, lost] in cores.iter() {
             sum.begun = sum.begun.wrapping_add(*attempts).wrapping_add(*listens);
             sum.lost = sum.lost.wrapping_add(*lost);
         }
