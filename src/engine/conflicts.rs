@@ -193,7 +193,8 @@ impl Engine {
         // One whose end is not proven is looked at before it is counted.
         let proven = !matches!(event.outcome, Outcome::Refused { proven: false, .. });
         let is_open = |cookie| self.binds.get(cookie).is_some() || self.ports.has(event.netns, cookie);
-        match self.conflicts.fold(&fold, at, is_open).filter(|_| proven) {
+        let folded = if proven { self.conflicts.fold(&fold, at, is_open) } else { None };
+        match folded {
             Some(counted) => {
                 if let Some((protocol, cause)) = counted {
                     self.counters.conflicted(protocol, cause, 1);
