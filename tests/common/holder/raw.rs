@@ -122,9 +122,10 @@ impl Attributes {
 
 /// Attaches a program to bind4 of a cgroup in the way that allows no other beside it. It stays until the cgroup is removed.
 pub(crate) fn lock_cgroup(path: &str) -> [OwnedFd; 2] {
-    // Before Linux 5.11 the programs of all of a user's processes count against the limit of each.
+    // Before Linux 5.11 the programs of all of a user's processes count against the limit of each. Not every root may raise it
+    // (`CAP_SYS_RESOURCE`): where that matters, loading fails below.
     let unlimited = rustix::process::Rlimit { current: None, maximum: None };
-    rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited).unwrap();
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited);
     let license = text("GPL");
     let program = Attributes::default()
         .word(0, CGROUP_SOCK_ADDR)
