@@ -45,6 +45,8 @@ pub(super) struct Bound {
     pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) asked_port: u16,
+    /// The thread.
+    pub(super) tid: u32,
     pub(super) by: Binder,
 }
 
@@ -74,10 +76,10 @@ impl BindTable {
         if self.binds.len() >= MAX_OPEN + MAX_CLOSED {
             return;
         }
-        let Bind { protocol, address, port, asked_port, .. } = *bind;
+        let Bind { protocol, address, port, asked_port, tid, .. } = *bind;
         self.forget(cookie);
         self.add((netns, protocol, port), cookie);
-        let bound = Bound { cookie, netns, at, until: None, protocol, address, port, asked_port, by };
+        let bound = Bound { cookie, netns, at, until: None, protocol, address, port, asked_port, tid, by };
         self.binds.insert(cookie, bound);
     }
 

@@ -374,15 +374,17 @@ impl Engine {
         // What no look could find is known from its bind.
         let looked =
             findings.is_some_and(|findings| findings.namespaces.iter().any(|netns| netns.sockets.is_some()));
-        // The clock of binds ticks: of what was closed in the tick of the attempt and told before it, nobody knows which was first.
+        // The clock of binds ticks: of what was closed in the tick of the attempt nobody knows whether it was before it, unless
+        // the same thread did both, whose deeds are told in order.
         let certain = !blockers.is_empty();
         let had = self.binds.at(event.netns, event.bind.protocol, event.bind.port, pending.at);
         let gone = had
             .filter(|bound| bound.cookie != event.cookie && !found.contains(&bound.cookie))
             .filter(|bound| match bound.until {
-                Some(until) if until == pending.at && pending.closed.contains(&bound.cookie) => {
-                    !certain && bound.by.pid != event.bind.pid
+                Some(until) if until == pending.at && bound.tid == event.bind.tid => {
+                    !pending.closed.contains(&bound.cookie)
                 }
+                Some(until) if until == pending.at => !certain && bound.by.pid != event.bind.pid,
                 Some(_) => true,
                 None => !looked,
             })

@@ -12,12 +12,11 @@ enum kind {
 	KIND_EXEC = 2,		/* pid, child of `other`, runs a program: a struct exec */
 	KIND_RENAME = 3,	/* thread tid of pid is called comm now */
 	KIND_EXIT = 4,		/* the last thread of pid has ended */
-	KIND_BOUND = 16,	/* the socket is bound */
+	KIND_BINDS = 16,	/* what a thread has bound: a struct slot */
 	KIND_CLOSE = 17,	/* a socket that was told of is closed, by pid */
 	KIND_BIND_FAILED = 18,	/* a bind was refused */
 	KIND_LISTEN_FAILED = 19,/* a listen was refused */
-	KIND_HELD = 20,		/* a socket that was not told of yet was bound, and is closed so many ns later:
-				   `other`, and `ifindex` for the upper half */
+	KIND_UNDECIDED = 20,	/* an attempt has led to no port yet, and may still be in its bind */
 };
 
 enum flags {
@@ -25,7 +24,7 @@ enum flags {
 	FLAG_REUSEPORT = 2,	/* SO_REUSEPORT is set */
 	FLAG_V6ONLY = 4,	/* IPV6_V6ONLY is set */
 	FLAG_PRIVILEGED = 8,	/* has CAP_NET_BIND_SERVICE; looked up for refused binds of ports below 1024 only */
-	FLAG_UNPROVEN = 16,	/* KIND_BIND_FAILED: nothing shows that the bind has come to its end */
+	FLAG_UNPROVEN = 16,	/* KIND_BIND_FAILED, KIND_UNDECIDED: nothing shows that the bind has come to its end */
 };
 
 /* One cache line. */
@@ -36,7 +35,7 @@ struct event {
 	unsigned int tid;		/* thread */
 	unsigned int other;		/* another process, see enum kind */
 	unsigned int netns;		/* inode of the socket's network namespace; of processes: of the one they are in */
-	unsigned int ifindex;		/* SO_BINDTODEVICE, or 0 */
+	unsigned int ifindex;		/* of KIND_*_FAILED: SO_BINDTODEVICE, or 0 */
 	int error;			/* errno, negative; 0 where only the failure is known */
 	unsigned short port;		/* local, 0 where none was given */
 	unsigned short asked_port;	/* as the process asked for it: 0 lets the kernel choose */
@@ -79,15 +78,16 @@ struct exec {
 
 /* How far a bind has come. */
 enum stage {
-	STAGE_NONE = 0,		/* there is none */
-	STAGE_ATTEMPT = 1,	/* it has begun, and nothing tells of its end */
-	STAGE_BOUND = 2,	/* it succeeded, which may not have been told yet */
+	STAGE_NONE = 0,		/* there is none, or it was refused */
+	STAGE_ATTEMPT = 1,	/* it has begun, and nobody has looked yet how it ended */
+	STAGE_BOUND = 2,	/* it succeeded */
 };
 
-/* The bind that a thread tries, or has tried last. Threads whose numbers end alike share a slot. */
-struct attempt {
-	unsigned long long at_ns;	/* CLOCK_MONOTONIC, to the tick */
+/* A bind, from its attempt to the close of its socket. One cache line. */
+struct bind {
+	unsigned long long at_ns;	/* CLOCK_MONOTONIC, to the tick: of the attempt */
 	unsigned long long cookie;
+	unsigned long long until_ns;	/* of the close, the same way; 0 while it is open */
 	unsigned int pid;
 	unsigned int tid;
 	unsigned int netns;		/* inode of the socket's network namespace */
@@ -98,6 +98,27 @@ struct attempt {
 	unsigned char family;
 	unsigned char reserved[5];
 	unsigned char address[16];
+};
+
+/* Binds that a slot keeps: they are told together. */
+#define BINDS 8
+
+/*
+ * The last binds of a thread; threads whose numbers end alike share a slot. Binds are numbered from 0 on, and lie at the last
+ * bits of their numbers.
+ */
+struct slot {
+	unsigned long long sk;		/* the kernel's address of the socket of the last bind */
+	unsigned long long tick;	/* of the kernel's jiffies, */
+	unsigned long long now_ns;	/* and CLOCK_MONOTONIC in it, */
+	unsigned int is_now;		/* once it has moved on */
+	unsigned int index;		/* which slot it is */
+	unsigned int last;		/* number of the last bind */
+	unsigned int told;		/* binds before this number were told */
+	unsigned int reserved;
+	unsigned char kind;		/* KIND_BINDS, where a struct event has it */
+	unsigned char reserved_too[19];
+	struct bind binds[BINDS];
 };
 
 /* What an open file is. */
@@ -130,8 +151,12 @@ _Static_assert(__builtin_offsetof(struct signed_event, by.comm) == 84, "decoded 
 _Static_assert(__builtin_offsetof(struct exec, program) == 120, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct exec, data) == 376, "decoded by event.rs");
 _Static_assert(sizeof(struct open_file) == 24, "decoded by holders.rs");
-_Static_assert(sizeof(struct attempt) == 56, "decoded by event.rs");
-_Static_assert(__builtin_offsetof(struct attempt, stage) == 32, "decoded by event.rs");
-_Static_assert(__builtin_offsetof(struct attempt, address) == 40, "decoded by event.rs");
+_Static_assert(sizeof(struct bind) == 64, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct bind, stage) == 40, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct bind, address) == 48, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct slot, index) == 28, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct slot, kind) == __builtin_offsetof(struct event, kind), "told apart by it");
+_Static_assert(__builtin_offsetof(struct slot, binds) == 64, "decoded by event.rs");
+_Static_assert(sizeof(struct slot) == 64 + BINDS * 64, "decoded by event.rs");
 
 #endif

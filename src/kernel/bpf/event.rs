@@ -14,8 +14,11 @@ const EXEC_HEAD_BYTES: usize = 376;
 /// `offsetof(struct exec, program)` and its size.
 const PROGRAM_AT: usize = 120;
 const PROGRAM_BYTES: usize = 256;
-/// `sizeof(struct attempt)`.
-pub(super) const ATTEMPT_BYTES: usize = 56;
+/// `sizeof(struct bind)`, and `offsetof(struct slot, binds)`.
+const BIND_BYTES: usize = 64;
+const SLOT_HEAD_BYTES: usize = 64;
+/// `BINDS`: those that a slot keeps.
+const BINDS: u32 = 8;
 
 /// `AF_INET`, `AF_INET6`; `IPPROTO_TCP`, `IPPROTO_UDP`.
 const AF_INET: u8 = 2;
@@ -29,11 +32,11 @@ mod kind {
     pub(super) const EXEC: u8 = 2;
     pub(super) const RENAME: u8 = 3;
     pub(super) const EXIT: u8 = 4;
-    pub(super) const BOUND: u8 = 16;
+    pub(super) const BINDS: u8 = 16;
     pub(super) const CLOSE: u8 = 17;
     pub(super) const BIND_FAILED: u8 = 18;
     pub(super) const LISTEN_FAILED: u8 = 19;
-    pub(super) const HELD: u8 = 20;
+    pub(super) const UNDECIDED: u8 = 20;
 }
 
 /// `enum flags`.
@@ -45,11 +48,8 @@ mod flag {
     pub(super) const UNPROVEN: u8 = 16;
 }
 
-/// `enum stage`.
-mod stage {
-    pub(super) const ATTEMPT: u8 = 1;
-    pub(super) const BOUND: u8 = 2;
-}
+/// `STAGE_BOUND` of `enum stage`.
+const STAGE_BOUND: u8 = 2;
 
 /// A program that a process began to run, as it was at that moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,8 +85,50 @@ pub enum Event {
     Close(CloseEvent),
 }
 
-/// Decodes one event; `None` for one that is too short, or of a kind, protocol or family that is not known.
-pub(super) fn decode(bytes: &[u8]) -> Option<Event> {
+/// What the programs tell at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Something that happened.
+    One(Event),
+    /// What a thread has bound.
+    Binds(Slot),
+    /// A bind that has led to no port yet, and may be under way still: the refusal that it would be.
+    Undecided(BindEvent),
+}
+
+/// The last binds of a slot, as far as they succeeded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// Which slot.
+    pub(super) index: u32,
+    /// Number of the first bind that is not told yet.
+    pub(super) end: u32,
+    /// How far before the end each is, in order. Some were told before.
+    binds: Vec<(u32, BindEvent)>,
+}
+
+impl Slot {
+    /// The binds from this number on that the slot still has, and how many it has no more.
+    pub(super) fn since(self, first: u32) -> (impl Iterator<Item = BindEvent>, u32) {
+        let new = self.end.wrapping_sub(first);
+        let binds = self.binds.into_iter().filter(move |(back, _)| *back <= new).map(|(_, bind)| bind);
+        (binds, new.saturating_sub(BINDS))
+    }
+}
+
+/// Decodes what was told; `None` where it is too short, or of a kind, protocol or family that is not known.
+pub(super) fn decode(bytes: &[u8]) -> Option<Told> {
+    match Fields(bytes).u8(44)? {
+        kind::BINDS => slot(bytes).map(Told::Binds),
+        kind::UNDECIDED => match event(bytes)? {
+            Event::Bind(bind) => Some(Told::Undecided(bind)),
+            _ => None,
+        },
+        _ => event(bytes).map(Told::One),
+    }
+}
+
+fn event(bytes: &[u8]) -> Option<Event> {
     let event = Fields(bytes);
     bytes.get(..EVENT_BYTES)?;
     let (pid, other) = (event.u32(16)?, event.u32(24)?);
@@ -97,13 +139,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Event> {
         kind::EXEC => exec(&event, bytes),
         kind::RENAME => renamed(pid, event.u32(20)? != pid, event.comm()?).map(Event::Process),
         kind::EXIT => Some(Event::Process(ProcessEvent::Exited { pid })),
-        kind::BOUND => bind(&event, Outcome::Bound { until: None }),
-        kind::HELD => {
-            let held = u64::from(event.u32(32)?) << 32 | u64::from(other);
-            let until = event.duration(0)?.checked_add(Duration::from_nanos(held))?;
-            bind(&event, Outcome::Bound { until: Some(until) })
-        }
-        kind::BIND_FAILED => bind(&event, Outcome::Refused { errno, proven }),
+        kind::BIND_FAILED | kind::UNDECIDED => bind(&event, Outcome::Refused { errno, proven }),
         kind::LISTEN_FAILED => bind(&event, Outcome::ListenRefused),
         kind::CLOSE => Some(Event::Close(CloseEvent { at: event.duration(0)?, cookie: event.u64(8)?, pid })),
         _ => None,
@@ -132,7 +168,7 @@ fn bind(event: &Fields<'_>, outcome: Outcome) -> Option<Event> {
         outcome,
         netns: event.u32(28)?.into(),
         cookie: event.u64(8)?,
-        ifindex: Some(event.u32(32)?).filter(|index| *index != 0 && event.u8(44) != Some(kind::HELD)),
+        ifindex: Some(event.u32(32)?).filter(|index| *index != 0),
         flags: BindFlags {
             reuseaddr: flags & flag::REUSEADDR != 0,
             reuseport: flags & flag::REUSEPORT != 0,
@@ -152,34 +188,40 @@ fn bind(event: &Fields<'_>, outcome: Outcome) -> Option<Event> {
     }))
 }
 
-/// What a thread's slot holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Slot {
-    pub(super) cookie: u64,
-    pub(super) bind: Bind,
-    pub(super) netns: u64,
-    /// Whether it is known to have succeeded; of an attempt nothing tells yet how it ended.
-    pub(super) bound: bool,
+fn slot(bytes: &[u8]) -> Option<Slot> {
+    let head = Fields(bytes);
+    let (index, end) = (head.u32(28)?, head.u32(36)?);
+    let place = |back: u32| SLOT_HEAD_BYTES + (end.wrapping_sub(back) % BINDS) as usize * BIND_BYTES;
+    bytes.get(..SLOT_HEAD_BYTES + BINDS as usize * BIND_BYTES)?;
+    let binds =
+        (1..=BINDS).rev().filter_map(|back| Some((back, success(bytes.get(place(back)..)?)?))).collect();
+    Some(Slot { index, end, binds })
 }
 
-/// Decodes a slot; `None` for an empty one.
-pub(super) fn decode_slot(bytes: &[u8]) -> Option<Slot> {
-    let slot = Fields(bytes.get(..ATTEMPT_BYTES)?);
-    let bound = match slot.u8(32)? {
-        stage::ATTEMPT => false,
-        stage::BOUND => true,
-        _ => return None,
-    };
-    let bind = Bind {
-        at: slot.duration(0)?,
-        pid: slot.u32(16)?,
-        tid: slot.u32(20)?,
-        protocol: protocol(slot.u8(33)?)?,
-        address: slot.address(slot.u8(34)?, 40)?,
-        port: slot.u16(28)?,
-        asked_port: slot.u16(30)?,
-    };
-    Some(Slot { cookie: slot.u64(8)?, bind, netns: slot.u32(24)?.into(), bound })
+/// A bind that succeeded; `None` for a place that none is in.
+fn success(bytes: &[u8]) -> Option<BindEvent> {
+    let bind = Fields(bytes);
+    if bind.u8(40)? != STAGE_BOUND {
+        return None;
+    }
+    let until = bind.duration(16)?;
+    Some(BindEvent {
+        outcome: Outcome::Bound { until: Some(until).filter(|until| !until.is_zero()) },
+        netns: bind.u32(32)?.into(),
+        cookie: bind.u64(8)?,
+        ifindex: None,
+        flags: BindFlags::default(),
+        bind: Bind {
+            at: bind.duration(0)?,
+            pid: bind.u32(24)?,
+            tid: bind.u32(28)?,
+            protocol: protocol(bind.u8(41)?)?,
+            address: bind.address(bind.u8(42)?, 48)?,
+            port: bind.u16(36)?,
+            asked_port: bind.u16(38)?,
+        },
+        by: None,
+    })
 }
 
 fn protocol(number: u8) -> Option<Protocol> {
@@ -277,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_refused_bind_is_decoded_with_who_tried_it() {
-        let Some(Event::Bind(event)) = decode(&raw(kind::BIND_FAILED)) else { panic!("a bind") };
+        let Some(Event::Bind(event)) = event(&raw(kind::BIND_FAILED)) else { panic!("a bind") };
         assert_eq!(event.outcome, Outcome::Refused { errno: Some(98), proven: true });
         assert_eq!((event.bind.port, event.bind.address), (8081, IpAddr::from([127, 0, 0, 1])));
         assert_eq!((event.netns, event.cookie, event.bind.at.as_secs()), (4_026_531_833, 77, 5));
@@ -291,44 +333,70 @@ mod tests {
         let mut bytes = raw(kind::BIND_FAILED);
         for odd in [0, 7, i32::MIN] {
             bytes[36..40].copy_from_slice(&i32::to_ne_bytes(odd));
-            let Some(Event::Bind(event)) = decode(&bytes) else { panic!("a bind") };
+            let Some(Event::Bind(event)) = event(&bytes) else { panic!("a bind") };
             assert_eq!(event.outcome, Outcome::Refused { errno: None, proven: true }, "{odd}");
         }
     }
 
     #[test]
-    fn a_bind_that_another_process_told_names_nobody() {
-        let bytes = raw(kind::BOUND);
-        let Some(Event::Bind(event)) = decode(&bytes[..EVENT_BYTES]) else { panic!("a bind") };
-        assert_eq!((event.outcome, event.by), (Outcome::Bound { until: None }, None));
+    fn a_refusal_that_another_process_told_names_nobody() {
+        let bytes = raw(kind::BIND_FAILED);
+        let Some(Event::Bind(event)) = event(&bytes[..EVENT_BYTES]) else { panic!("a bind") };
+        assert_eq!((event.bind.pid, event.by), (10, None));
+        let mut bytes = raw(kind::UNDECIDED);
+        bytes[47] |= flag::UNPROVEN;
+        let Some(Told::Undecided(event)) = decode(&bytes) else { panic!("an attempt") };
+        assert_eq!(event.outcome, Outcome::Refused { errno: Some(98), proven: false });
+    }
+
+    /// A slot with the binds of these numbers, whose cookies are their numbers too; those of even ones are closed.
+    fn raw_slot(end: u32, numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
+        let mut bytes = vec![0; SLOT_HEAD_BYTES + BINDS as usize * BIND_BYTES];
+        bytes[28] = 5;
+        bytes[36..40].copy_from_slice(&end.to_ne_bytes());
+        bytes[44] = kind::BINDS;
+        for number in numbers {
+            let bind = &mut bytes[SLOT_HEAD_BYTES + (number % BINDS) as usize * BIND_BYTES..][..BIND_BYTES];
+            bind[0] = 1;
+            bind[8..12].copy_from_slice(&number.to_ne_bytes());
+            bind[16] = if number % 2 == 0 { 9 } else { 0 };
+            bind[36..38].copy_from_slice(&8081u16.to_ne_bytes());
+            bind[40..43].copy_from_slice(&[STAGE_BOUND, IPPROTO_UDP, AF_INET6]);
+        }
+        bytes
     }
 
     #[test]
-    fn a_slot_is_empty_or_an_attempt_or_a_bind() {
-        let mut bytes = vec![0; ATTEMPT_BYTES];
-        bytes[8] = 77;
-        bytes[16] = 10;
-        bytes[24] = 9;
-        bytes[28..30].copy_from_slice(&8081u16.to_ne_bytes());
-        bytes[32..35].copy_from_slice(&[stage::ATTEMPT, IPPROTO_UDP, AF_INET6]);
-        let slot = decode_slot(&bytes).unwrap();
-        assert_eq!((slot.cookie, slot.bind.pid, slot.bind.port, slot.bind.asked_port), (77, 10, 8081, 0));
-        assert_eq!((slot.bind.address, slot.netns), (IpAddr::from(Ipv6Addr::UNSPECIFIED), 9));
-        assert!(!slot.bound);
-        bytes[32] = stage::BOUND;
-        assert!(decode_slot(&bytes).unwrap().bound);
-        bytes[32] = 0;
-        assert_eq!(decode_slot(&bytes), None);
+    fn of_a_slot_only_what_is_new_is_told() {
+        let since = |bytes: &[u8], first: u32| {
+            let Some(Told::Binds(slot)) = decode(bytes) else { panic!("a slot") };
+            assert_eq!(slot.index, 5);
+            let (binds, missed) = slot.since(first);
+            (binds.map(|bind| bind.cookie).collect::<Vec<_>>(), missed)
+        };
+        let full = raw_slot(20, 12..20);
+        assert_eq!(since(&full, 17), (vec![17, 18, 19], 0));
+        assert_eq!(since(&full, 20), (vec![], 0));
+        assert_eq!(since(&full, 10), ((12..20).collect(), 2), "two were overwritten");
+        let begun = raw_slot(2, [0, 1]);
+        assert_eq!(since(&begun, 0), (vec![0, 1], 0));
+        let around = raw_slot(1, [u32::MAX, 0]);
+        assert_eq!(since(&around, u32::MAX), (vec![u64::from(u32::MAX), 0], 0));
+        assert_eq!(decode(&full[..full.len() - 1]), None);
     }
 
     #[test]
-    fn a_socket_that_lived_shortly_is_one_event_with_both_its_ends() {
-        let mut bytes = raw(kind::HELD);
-        bytes[24..28].copy_from_slice(&7u32.to_ne_bytes());
-        bytes[32..36].copy_from_slice(&1u32.to_ne_bytes());
-        let Some(Event::Bind(event)) = decode(&bytes) else { panic!("a bind") };
-        let until = Duration::from_nanos(5_000_000_000 + 4_294_967_296 + 7);
-        assert_eq!((event.outcome, event.ifindex), (Outcome::Bound { until: Some(until) }, None));
+    fn a_bind_of_a_slot_is_open_or_closed() {
+        let Some(Told::Binds(slot)) = decode(&raw_slot(2, [0, 1])) else { panic!("a slot") };
+        let told: Vec<_> = slot.since(0).0.collect();
+        let closed = Outcome::Bound { until: Some(Duration::from_nanos(9)) };
+        let outcomes: Vec<_> = told.iter().map(|bind| bind.outcome).collect();
+        assert_eq!(outcomes, [closed, Outcome::Bound { until: None }]);
+        assert_eq!((told[0].bind.port, told[0].bind.asked_port), (8081, 0));
+        assert_eq!(
+            (told[0].bind.address, told[0].bind.protocol),
+            (IpAddr::from(Ipv6Addr::UNSPECIFIED), Protocol::Udp)
+        );
     }
 
     #[test]
@@ -340,30 +408,37 @@ mod tests {
         bytes.extend(b"/bin/true");
         bytes.resize(EXEC_HEAD_BYTES, 0);
         bytes.extend(b"true\0A=1\0");
-        let Some(Event::Exec(exec)) = decode(&bytes) else { panic!("an exec") };
+        let Some(Event::Exec(exec)) = event(&bytes) else { panic!("an exec") };
         assert_eq!((exec.arguments.as_slice(), exec.environment.as_slice()), (&b"true\0"[..], &b"A=1\0"[..]));
         assert_eq!((exec.program.as_str(), exec.ppid, exec.whole_environment), ("/bin/true", 12, false));
         bytes.pop();
-        assert_eq!(decode(&bytes), None, "it says that more follows than there is");
+        assert_eq!(event(&bytes), None, "it says that more follows than there is");
     }
 
     #[test]
     fn a_fence_is_told_from_a_name() {
         let mut bytes = raw(kind::RENAME);
-        assert_eq!(decode(&bytes), None, "a thread's name is of no interest");
+        assert_eq!(event(&bytes), None, "a thread's name is of no interest");
         bytes[20..24].copy_from_slice(&10u32.to_ne_bytes());
         let comm = "server".to_owned();
-        assert_eq!(decode(&bytes), Some(Event::Process(ProcessEvent::Renamed { pid: 10, comm })));
+        assert_eq!(event(&bytes), Some(Event::Process(ProcessEvent::Renamed { pid: 10, comm })));
         bytes[16..20].copy_from_slice(&std::process::id().to_ne_bytes());
         bytes[84..100].copy_from_slice(b"fence:0000002a\0\0");
-        assert_eq!(decode(&bytes), Some(Event::Process(ProcessEvent::Fence { number: 42 })));
+        assert_eq!(event(&bytes), Some(Event::Process(ProcessEvent::Fence { number: 42 })));
     }
 
     proptest::proptest! {
         #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600)) {
+        fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..700)) {
             decode(&bytes);
-            decode_slot(&bytes);
+        }
+
+        #[test]
+        fn no_slot_panics(mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 45..700), first: u32) {
+            bytes[44] = kind::BINDS;
+            if let Some(Told::Binds(slot)) = decode(&bytes) {
+                proptest::prop_assert!(slot.since(first).0.count() <= BINDS as usize);
+            }
         }
 
         #[test]

@@ -3,23 +3,24 @@
  * Binds and processes, told as they happen. The cgroup hooks run inside the kernel's own bind, so io_uring is seen too, and
  * no other system call is slowed.
  *
- * A bind is an attempt (bind4, bind6) and then, if it succeeds, a post_bind. Nothing tells of a failure, so each thread's
- * last attempt is kept until something proves its end: the thread tries another, or closes the socket, which then has no
- * port. Where fexit loads, it tells the errno at once.
+ * A bind is an attempt (bind4, bind6), and nothing is asked to run at its end: each hook costs a bind more than what is done
+ * in it. How an attempt ended its socket tells, which has a port or has none, as soon as its thread tries another bind, the
+ * socket is closed, or the reader has the slots looked through. Where fexit loads, it tells the errno at once.
  *
- * A bind that succeeded is told when the thread's slot is needed again, or with the close of its socket, whichever comes
- * first: a socket that lives shortly is one event. The reader looks into the slots for those that stay.
+ * Each thread's last binds are kept in its slot and told together, with the closes of those that lived shortly: when the slot
+ * is full, before the thread is told to be refused, and when the reader has the slots looked through.
  *
- * What is done per bind is counted in tens of nanoseconds: no hash table, events of one cache line, a clock that only ticks,
- * and no field of a socket is read that is not needed at once.
+ * What is done per bind is counted in tens of nanoseconds: no hash table, few helpers, an event for several binds, a clock
+ * that only ticks, and no field of a socket is read that is not needed at once.
  */
 #include "kernel.h"
 #include "event.h"
 
 /* Events that may wait. Each page is mapped twice by the reader, so this counts double in its resident memory. */
 #define RING_BYTES (2 * 1024 * 1024)
-/* Threads whose attempts are kept apart. The reader walks over all of them. */
+/* Threads whose binds are kept apart, and how many of them are looked through in one run. */
 #define SLOTS 1024
+#define LOOKED_THROUGH 64
 /* No bind takes so long. */
 #define LONG_AGO_NS 1000000000ULL
 
@@ -32,17 +33,23 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SLOTS);
 	__type(key, __u32);
-	__type(value, struct attempt);
-} attempts SEC(".maps");
+	__type(value, struct slot);
+} slots SEC(".maps");
 
-/* Open sockets that were told of: the cookie at its last bits. One that is pushed out is found by the next look. */
+/* Open sockets whose binds were seen, at the last bits of their cookies. One that is pushed out is found by the next look. */
 #define OPEN 65536
+
+struct open {
+	__u64 cookie;
+	__u32 slot;
+	__u32 number;	/* of the bind, in the slot */
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, OPEN);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct open);
 } open SEC(".maps");
 
 /* Inodes of network namespaces, by the last bits of their cookies. Cookies are never used again. */
@@ -60,15 +67,17 @@ struct {
 	__type(value, struct netns);
 } namespaces SEC(".maps");
 
-/* When and on which socket a thread began to listen last. */
+/* Sockets that began to listen, at the last bits of their cookies. */
+#define LISTENS 1024
+
 struct listen {
-	__u64 at_ns;
 	__u64 cookie;
+	__u64 tick;
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SLOTS);
+	__uint(max_entries, LISTENS);
 	__type(key, __u32);
 	__type(value, struct listen);
 } listens SEC(".maps");
@@ -107,24 +116,45 @@ static __always_inline void tell(const void *event, __u64 bytes)
 		COUNT(lost);
 }
 
-/* Milliseconds are enough for binds, and the helper for them costs a third. It is of Linux 5.11, and not for tracepoints. */
-static __always_inline __u64 ticked(void)
+/*
+ * Milliseconds are enough for binds, and the helper for them costs a third. It is of Linux 5.11, and not for tracepoints.
+ *
+ * Within a tick it need not be asked again, but for once: the clock moves on shortly after the tick is counted.
+ */
+static __always_inline __u64 ticked(struct slot *slot)
 {
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_ktime_get_coarse_ns))
-		return bpf_ktime_get_coarse_ns();
-	return bpf_ktime_get_ns();
+	__u64 tick;
+
+	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_ktime_get_coarse_ns))
+		return bpf_ktime_get_ns();
+	tick = bpf_jiffies64();
+	if (slot->tick != tick || !slot->is_now) {
+		slot->is_now = slot->tick == tick;
+		slot->tick = tick;
+		slot->now_ns = bpf_ktime_get_coarse_ns();
+	}
+	return slot->now_ns;
 }
 
-static __always_inline __u64 *open_slot(__u64 cookie)
+static __always_inline struct open *open_of(__u64 cookie)
 {
-	__u32 slot = cookie & (OPEN - 1);
-	return bpf_map_lookup_elem(&open, &slot);
+	__u32 index = cookie & (OPEN - 1);
+	return bpf_map_lookup_elem(&open, &index);
 }
 
-static __always_inline struct attempt *attempt_of(__u32 tid)
+static __always_inline struct slot *slot_at(__u32 index)
 {
-	__u32 slot = tid & (SLOTS - 1);
-	return bpf_map_lookup_elem(&attempts, &slot);
+	return bpf_map_lookup_elem(&slots, &index);
+}
+
+static __always_inline struct slot *slot_of(__u32 tid)
+{
+	return slot_at(tid & (SLOTS - 1));
+}
+
+static __always_inline struct bind *bind_of(struct slot *slot, __u32 number)
+{
+	return &slot->binds[number & (BINDS - 1)];
 }
 
 /* Who: the current process, as it is now. */
@@ -194,33 +224,33 @@ static __always_inline void describe(struct event *event, const __u8 *common)
 		event->flags |= FLAG_V6ONLY;
 }
 
-static __always_inline void recall(struct event *event, const struct attempt *attempt)
+static __always_inline void recall(struct event *event, const struct bind *bind)
 {
-	event->at_ns = attempt->at_ns;
-	event->cookie = attempt->cookie;
-	event->pid = attempt->pid;
-	event->tid = attempt->tid;
-	event->port = attempt->port;
-	event->asked_port = attempt->asked_port;
-	event->netns = attempt->netns;
-	event->protocol = attempt->protocol;
-	event->family = attempt->family;
-	__builtin_memcpy(event->address, attempt->address, sizeof(event->address));
+	event->at_ns = bind->at_ns;
+	event->cookie = bind->cookie;
+	event->pid = bind->pid;
+	event->tid = bind->tid;
+	event->port = bind->port;
+	event->asked_port = bind->asked_port;
+	event->netns = bind->netns;
+	event->protocol = bind->protocol;
+	event->family = bind->family;
+	__builtin_memcpy(event->address, bind->address, sizeof(event->address));
 }
 
 /* Tells of a refusal. Mostly the current process is the one that was refused; another one's name must not be told for it. */
-static __noinline void refuse(const struct attempt *attempt, struct sock *sk, unsigned char kind, int error, unsigned char flags)
+static __noinline void refuse(const struct bind *bind, struct sock *sk, unsigned char kind, int error, unsigned char flags)
 {
 	struct signed_event told = {};
 	__u8 common[COMMON_BYTES];
 
-	recall(&told.event, attempt);
+	recall(&told.event, bind);
 	told.event.kind = kind;
 	told.event.error = error;
 	told.event.flags = flags;
 	if (sk && !bpf_probe_read_kernel(common, sizeof(common), sk))
 		describe(&told.event, common);
-	if (bpf_get_current_pid_tgid() >> 32 != attempt->pid) {
+	if (bpf_get_current_pid_tgid() >> 32 != bind->pid) {
 		tell(&told, sizeof(told.event));
 		return;
 	}
@@ -231,13 +261,60 @@ static __noinline void refuse(const struct attempt *attempt, struct sock *sk, un
 }
 
 /*
- * An attempt has ended without a port. Where the kernel was to choose one that is no refusal: with IP_BIND_ADDRESS_NO_PORT it
- * chooses at connect(2), and tells of no success before.
+ * Tells what has not been told of a slot's binds: the reader passes over those it has got already, since another core may do
+ * the same now. The numbers change before the slot is read: whoever notes a close meanwhile sees that it has to be told.
  */
-static __always_inline void told_refused(struct attempt *slot, struct sock *sk, unsigned char flags)
+static __noinline void flush(struct slot *slot)
 {
-	if (slot->port)
-		refuse(slot, sk, KIND_BIND_FAILED, 0, flags);
+	__u32 end = slot->last + (bind_of(slot, slot->last)->stage == STAGE_BOUND);
+
+	if (slot->told == end)
+		return;
+	slot->told = end;
+	tell(slot, sizeof(*slot));
+}
+
+enum end { END_GONE, END_REFUSED, END_BOUND };
+
+/*
+ * How a slot's last attempt has ended, if its thread is in no bind any more: the socket is there still and has the port, or
+ * has none. Whoever was refused may have got another one since, by connecting.
+ */
+static __always_inline int has_port(struct slot *slot, struct bind *bind)
+{
+	struct sock *sk = (struct sock *)slot->sk;
+	__u16 port = BPF_CORE_READ(sk, __sk_common.skc_num);
+
+	if (!port || (bind->asked_port && port != bind->asked_port))
+		return 0;
+	bind->port = port;
+	bind->stage = STAGE_BOUND;
+	return 1;
+}
+
+static __noinline int look_at(struct slot *slot, struct bind *bind)
+{
+	struct sock *sk = (struct sock *)slot->sk;
+
+	if (BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) != bind->cookie)
+		return END_GONE;
+	return has_port(slot, bind) ? END_BOUND : END_REFUSED;
+}
+
+/*
+ * A slot's last attempt has ended without a port. Where the kernel was to choose one that is no refusal: with
+ * IP_BIND_ADDRESS_NO_PORT it chooses at connect(2).
+ */
+static __noinline void refused(struct slot *slot, struct bind *bind, int error, unsigned char flags)
+{
+	struct open *open = open_of(bind->cookie);
+
+	bind->stage = STAGE_NONE;
+	if (open && open->cookie == bind->cookie)
+		open->cookie = 0;
+	flush(slot);
+	if (bind->port || error)
+		refuse(bind, flags & FLAG_UNPROVEN ? 0 : (struct sock *)slot->sk, KIND_BIND_FAILED, error, flags);
 }
 
 static __always_inline __u32 netns_inode(__u64 cookie, void *socket)
@@ -255,64 +332,89 @@ static __always_inline __u32 netns_inode(__u64 cookie, void *socket)
 	return known->inode;
 }
 
+/* The bind that a new attempt of this thread is noted in; none while another thread is in the middle of one. */
+static __always_inline struct bind *next_of(struct slot *slot, __u32 tid, __u64 now)
+{
+	struct bind *last = bind_of(slot, slot->last);
+
+	if (last->stage == STAGE_ATTEMPT) {
+		int end = look_at(slot, last);
+
+		/*
+		 * A thread does one thing after the other: its attempt before this one has ended. One of another thread that
+		 * shares the slot may be in the middle of it.
+		 */
+		if (end == END_REFUSED && last->tid == tid) {
+			refused(slot, last, 0, 0);
+		} else if (end == END_REFUSED && now - last->at_ns > LONG_AGO_NS) {
+			refused(slot, last, 0, FLAG_UNPROVEN);
+		} else if (end != END_BOUND) {
+			COUNT(lost);
+			if (end == END_REFUSED)
+				return 0;
+			last->stage = STAGE_NONE;
+		}
+	}
+	if (last->stage == STAGE_NONE)
+		return last;
+	if (slot->last + 1 - slot->told >= BINDS)
+		flush(slot);
+	slot->last++;
+	return bind_of(slot, slot->last);
+}
+
 static __always_inline int begin(struct bpf_sock_addr *ctx, unsigned char family)
 {
 	unsigned char protocol = protocol_of(ctx->protocol);
 	struct bpf_sock *socket = ctx->sk;
 	__u64 ids = bpf_get_current_pid_tgid();
-	struct attempt *slot = attempt_of(ids);
-	__u64 now = ticked();
+	struct slot *slot = slot_of(ids);
+	struct bind *bind;
+	struct open *open;
+	__u64 now;
 
 	if (!protocol || !socket || !slot)
 		return 1;
-	if (slot->stage == STAGE_BOUND) {
-		__u64 *open = open_slot(slot->cookie);
-
-		if (open && *open == slot->cookie) {
-			struct event event = {};
-
-			recall(&event, slot);
-			event.kind = KIND_BOUND;
-			tell(&event, sizeof(event));
-		}
-	} else if (slot->stage == STAGE_ATTEMPT) {
-		/*
-		 * A thread does one thing after the other: its attempt before this one has ended, and not in a bind. One of
-		 * another thread that shares the slot may be in the middle of it.
-		 */
-		if (slot->tid == (__u32)ids) {
-			told_refused(slot, 0, 0);
-		} else if (now - slot->at_ns > LONG_AGO_NS) {
-			told_refused(slot, 0, FLAG_UNPROVEN);
-		} else {
-			COUNT(lost);
-			return 1;
-		}
-	}
-	slot->at_ns = now;
-	slot->cookie = bpf_get_socket_cookie(ctx);
-	slot->pid = ids >> 32;
-	slot->tid = ids;
-	slot->netns = netns_inode(bpf_get_netns_cookie(ctx), socket);
-	slot->port = __builtin_bswap16(ctx->user_port);
-	slot->asked_port = slot->port;
-	slot->protocol = protocol;
-	slot->family = family;
+	now = ticked(slot);
+	bind = next_of(slot, ids, now);
+	if (!bind)
+		return 1;
+	bind->stage = STAGE_NONE;
+	slot->kind = KIND_BINDS;
+	slot->index = ids & (SLOTS - 1);
+	/* As a number: it may be read by probes, when the socket is of no interest to the verifier any more. */
+	slot->sk = (__u64)socket;
+	bind->at_ns = now;
+	bind->until_ns = 0;
+	bind->cookie = bpf_get_socket_cookie(ctx);
+	bind->pid = ids >> 32;
+	bind->tid = ids;
+	bind->netns = netns_inode(bpf_get_netns_cookie(ctx), socket);
+	bind->port = __builtin_bswap16(ctx->user_port);
+	bind->asked_port = bind->port;
+	bind->protocol = protocol;
+	bind->family = family;
 	if (family == AF_INET) {
-		*(__u32 *)&slot->address[0] = ctx->user_ip4;
+		*(__u32 *)&bind->address[0] = ctx->user_ip4;
 	} else {
-		*(__u32 *)&slot->address[0] = ctx->user_ip6[0];
-		*(__u32 *)&slot->address[4] = ctx->user_ip6[1];
-		*(__u32 *)&slot->address[8] = ctx->user_ip6[2];
-		*(__u32 *)&slot->address[12] = ctx->user_ip6[3];
+		*(__u32 *)&bind->address[0] = ctx->user_ip6[0];
+		*(__u32 *)&bind->address[4] = ctx->user_ip6[1];
+		*(__u32 *)&bind->address[8] = ctx->user_ip6[2];
+		*(__u32 *)&bind->address[12] = ctx->user_ip6[3];
 	}
 	if (socket->src_port) {
 		/* bind(2) refuses a socket that has a port. */
-		slot->stage = STAGE_NONE;
-		refuse(slot, plain(socket), KIND_BIND_FAILED, -EINVAL, 0);
+		flush(slot);
+		refuse(bind, plain(socket), KIND_BIND_FAILED, -EINVAL, 0);
 		return 1;
 	}
-	slot->stage = STAGE_ATTEMPT;
+	open = open_of(bind->cookie);
+	if (open) {
+		open->cookie = bind->cookie;
+		open->slot = slot->index;
+		open->number = slot->last;
+	}
+	bind->stage = STAGE_ATTEMPT;
 	COUNT(attempts);
 	return 1;
 }
@@ -329,126 +431,126 @@ int bind6(struct bpf_sock_addr *ctx)
 	return begin(ctx, AF_INET6);
 }
 
-static __always_inline int bound(struct bpf_sock *ctx)
-{
-	struct attempt *slot = attempt_of(bpf_get_current_pid_tgid());
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-	__u64 *open;
-
-	if (!slot || slot->stage != STAGE_ATTEMPT || slot->cookie != cookie)
-		return 1;
-	slot->port = ctx->src_port;
-	slot->stage = STAGE_BOUND;
-	open = open_slot(cookie);
-	if (open)
-		*open = cookie;
-	return 1;
-}
-
-SEC("cgroup/post_bind4")
-int post_bind4(struct bpf_sock *ctx)
-{
-	return bound(ctx);
-}
-
-SEC("cgroup/post_bind6")
-int post_bind6(struct bpf_sock *ctx)
-{
-	return bound(ctx);
-}
-
 SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
-	__u64 *open = open_slot(cookie);
-	__u64 ids = bpf_get_current_pid_tgid();
-	struct attempt *slot = attempt_of(ids);
+	struct open *open = open_of(cookie);
 	struct event event = {};
+	struct slot *slot;
+	struct bind *bind;
+	__u64 now, ids;
 
-	if (!open || !slot)
+	if (!open || open->cookie != cookie)
 		return 1;
-	if (*open == cookie) {
-		*open = 0;
-		event.at_ns = ticked();
-		if (slot->cookie == cookie && slot->stage == STAGE_BOUND) {
-			__u64 now = event.at_ns;
-
-			slot->stage = STAGE_NONE;
-			recall(&event, slot);
-			event.kind = KIND_HELD;
-			now -= event.at_ns;
-			event.other = now;
-			event.ifindex = now >> 32;
-		} else {
-			event.kind = KIND_CLOSE;
-			event.cookie = cookie;
-			event.pid = ids >> 32;
-			event.tid = ids;
+	slot = slot_at(open->slot);
+	if (!slot)
+		return 1;
+	bind = bind_of(slot, open->number);
+	now = ticked(slot);
+	if (bind->cookie == cookie) {
+		if (bind->stage == STAGE_ATTEMPT && !has_port(slot, bind)) {
+			refused(slot, bind, 0, 0);
+			return 1;
 		}
-		tell(&event, sizeof(event));
-	} else if (slot->cookie == cookie && slot->stage == STAGE_ATTEMPT) {
-		slot->stage = STAGE_NONE;
-		told_refused(slot, plain(ctx), 0);
+		/* An atomic addition is a barrier too: either this is told with the bind, or the bind is seen to be told. */
+		__sync_fetch_and_add(&bind->until_ns, now);
+		if ((int)(slot->told - open->number) <= 0) {
+			open->cookie = 0;
+			return 1;
+		}
 	}
+	open->cookie = 0;
+	ids = bpf_get_current_pid_tgid();
+	event.at_ns = now;
+	event.kind = KIND_CLOSE;
+	event.cookie = cookie;
+	event.pid = ids >> 32;
+	event.tid = ids;
+	tell(&event, sizeof(event));
 	return 1;
 }
 
-/* A listen that is refused shows as LISTEN and CLOSE in one call: by the same thread, in less time than a call takes. */
-#define SAME_CALL_NS 1000000
+/* Has the slots of one part looked through, and tells of what they hold. The reader runs it when it wants to know. */
+SEC("raw_tp")
+int look_through(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 first = (__u32)ctx->args[0] * LOOKED_THROUGH;
+
+	for (__u32 i = 0; i < LOOKED_THROUGH; i++) {
+		struct slot *slot = slot_at(first + i);
+		struct bind *bind;
+		int end;
+
+		if (!slot)
+			continue;
+		bind = bind_of(slot, slot->last);
+		end = bind->stage == STAGE_ATTEMPT ? look_at(slot, bind) : END_GONE;
+		flush(slot);
+		if (end == END_REFUSED)
+			refuse(bind, 0, KIND_UNDECIDED, 0, FLAG_UNPROVEN);
+	}
+	return 0;
+}
+
+/* A listen that is refused shows as LISTEN and CLOSE in one call, which takes less than two ticks. */
+#define SAME_CALL_TICKS 1
 /* Both directions: the socket is being closed. */
 #define SHUTDOWN_MASK 3
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(state, struct sock *sk, int before, int after)
 {
-	__u32 tid, index;
+	__u64 cookie;
+	__u32 index;
 	struct listen *listen;
-	struct attempt attempt = {};
+	struct bind bind = {};
 
 	if (after != TCP_LISTEN && (before != TCP_LISTEN || sk->sk_shutdown == SHUTDOWN_MASK))
 		return 0;
-	tid = bpf_get_current_pid_tgid();
-	index = tid & (SLOTS - 1);
+	/* The cookie is read, not asked for: the helper is allowed here since Linux 5.12 only. */
+	cookie = sk->__sk_common.skc_cookie.counter;
+	index = cookie & (LISTENS - 1);
 	listen = bpf_map_lookup_elem(&listens, &index);
 	if (!listen)
 		return 0;
 	if (after == TCP_LISTEN) {
 		COUNT(listens);
-		listen->at_ns = bpf_ktime_get_ns();
-		listen->cookie = sk->__sk_common.skc_cookie.counter;
+		listen->tick = bpf_jiffies64();
+		listen->cookie = cookie;
 		return 0;
 	}
-	/* The cookie is read, not asked for: the helper is allowed here since Linux 5.12 only. */
-	attempt.cookie = sk->__sk_common.skc_cookie.counter;
-	if (listen->cookie != attempt.cookie || bpf_ktime_get_ns() - listen->at_ns > SAME_CALL_NS)
+	if (listen->cookie != cookie || bpf_jiffies64() - listen->tick > SAME_CALL_TICKS)
 		return 0;
-	attempt.at_ns = listen->at_ns;
-	attempt.pid = bpf_get_current_pid_tgid() >> 32;
-	attempt.tid = tid;
-	attempt.port = sk->__sk_common.skc_num;
-	attempt.asked_port = attempt.port;
-	attempt.protocol = IPPROTO_TCP;
-	attempt.family = sk->__sk_common.skc_family;
-	if (attempt.family == AF_INET)
-		*(__u32 *)&attempt.address[0] = sk->__sk_common.skc_rcv_saddr;
+	bind.at_ns = bpf_ktime_get_ns();
+	bind.cookie = cookie;
+	bind.pid = bpf_get_current_pid_tgid() >> 32;
+	bind.tid = bpf_get_current_pid_tgid();
+	bind.port = sk->__sk_common.skc_num;
+	bind.asked_port = bind.port;
+	bind.protocol = IPPROTO_TCP;
+	bind.family = sk->__sk_common.skc_family;
+	if (bind.family == AF_INET)
+		*(__u32 *)&bind.address[0] = sk->__sk_common.skc_rcv_saddr;
 	else
-		__builtin_memcpy(attempt.address, &sk->__sk_common.skc_v6_rcv_saddr, sizeof(attempt.address));
-	refuse(&attempt, sk, KIND_LISTEN_FAILED, 0, 0);
+		__builtin_memcpy(bind.address, &sk->__sk_common.skc_v6_rcv_saddr, sizeof(bind.address));
+	refuse(&bind, sk, KIND_LISTEN_FAILED, 0, 0);
 	return 0;
 }
 
 static __always_inline void bind_ended(struct socket *socket, int result)
 {
-	struct attempt *slot;
+	struct slot *slot;
+	struct bind *bind;
 
 	if (result >= 0 || !socket->sk)
 		return;
-	slot = attempt_of(bpf_get_current_pid_tgid());
-	if (!slot || slot->stage != STAGE_ATTEMPT || slot->cookie != (__u64)socket->sk->__sk_common.skc_cookie.counter)
+	slot = slot_of(bpf_get_current_pid_tgid());
+	if (!slot)
 		return;
-	slot->stage = STAGE_NONE;
-	refuse(slot, socket->sk, KIND_BIND_FAILED, result, 0);
+	bind = bind_of(slot, slot->last);
+	if (bind->stage == STAGE_ATTEMPT && bind->cookie == (__u64)socket->sk->__sk_common.skc_cookie.counter)
+		refused(slot, bind, result, 0);
 }
 
 SEC("fexit/inet_bind")
@@ -463,6 +565,23 @@ int BPF_PROG(inet6_bind_ended, struct socket *socket, void *address, int length,
 {
 	bind_ended(socket, result);
 	return 0;
+}
+
+/* The current thread is about to become another program, or nobody: what it has bound as what it is now is told before. */
+static __always_inline void flush_own(void)
+{
+	__u64 ids = bpf_get_current_pid_tgid();
+	struct slot *slot = slot_of(ids);
+	struct bind *bind;
+
+	if (!slot)
+		return;
+	bind = bind_of(slot, slot->last);
+	if (bind->tid != (__u32)ids)
+		return;
+	if (bind->stage == STAGE_ATTEMPT)
+		look_at(slot, bind);
+	flush(slot);
 }
 
 static __always_inline unsigned int netns_of(struct task_struct *task)
@@ -511,6 +630,7 @@ int BPF_PROG(execed, struct task_struct *task, int old_pid, struct linux_binprm 
 
 	if (!exec || !mm)
 		return 0;
+	flush_own();
 	now(&exec->event, KIND_EXEC);
 	exec->event.event.other = BPF_CORE_READ(task, real_parent, tgid);
 	exec->event.event.netns = netns_of(task);
@@ -547,6 +667,7 @@ int BPF_PROG(exited, struct task_struct *task)
 {
 	struct signed_event told = {};
 
+	flush_own();
 	/* Threads end one by one; the process ends with the last. */
 	if (task->signal->live.counter != 0)
 		return 0;

@@ -21,7 +21,6 @@
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define IPPROTO_MPTCP 262
-#define TCP_CLOSE 7
 #define TCP_LISTEN 10
 #define NSFS_MAGIC 0x6e736673
 #define S_IFMT 0170000

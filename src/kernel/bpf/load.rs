@@ -5,7 +5,7 @@ use std::io;
 
 use aya::maps::{Map, MapError};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, FExit, Program, ProgramError,
+    BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, FExit, Program, ProgramError, RawTracePoint,
 };
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 
@@ -17,19 +17,23 @@ use crate::kernel::cgroup;
 pub(super) enum Hook {
     /// `cgroup/bind*`, at the root of cgroup v2.
     BindAddress,
-    /// `cgroup/post_bind*`, `cgroup/sock_release`, there too.
+    /// `cgroup/sock_release`, there too.
     Socket,
     /// A tracepoint of this name, with BTF.
     Tracepoint(&'static str),
     /// The end of this function of the kernel.
     End(&'static str),
+    /// None: it is run when we want it to.
+    Asked,
 }
 
+/// The program that tells what the slots hold; its only argument is which part of them.
+pub(super) const LOOK_THROUGH: &str = "look_through";
+
 /// Every program of `events.bpf.c`. The ends of sockets come first, so that none is seen to begin without its end.
-pub(super) const PROGRAMS: [(Gain, &str, Hook); 12] = [
+pub(super) const PROGRAMS: [(Gain, &str, Hook); 11] = [
+    (Gain::Binds, LOOK_THROUGH, Hook::Asked),
     (Gain::Binds, "sock_release", Hook::Socket),
-    (Gain::Binds, "post_bind4", Hook::Socket),
-    (Gain::Binds, "post_bind6", Hook::Socket),
     (Gain::Binds, "bind4", Hook::BindAddress),
     (Gain::Binds, "bind6", Hook::BindAddress),
     (Gain::Listens, "state", Hook::Tracepoint("inet_sock_set_state")),
@@ -143,6 +147,10 @@ fn attach(ebpf: &mut Ebpf, name: &str, hook: Hook, root: &File, btf: &Btf) -> Re
             let program: &mut FExit = program.try_into()?;
             program.load(function, btf)?;
             program.attach()?;
+        }
+        Hook::Asked => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.load()?;
         }
     }
     Ok(())

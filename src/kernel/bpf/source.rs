@@ -1,21 +1,22 @@
 //! The events of the attached programs, drained from their ring, and attempts whose end nothing has told.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aya::Ebpf;
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::maps::{MapData, PerCpuArray, RingBuf};
+use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::event::{self, ATTEMPT_BYTES, Event, Slot};
+use super::event::{self, Event, Told};
 use super::load::{self, Hook, Loaded, PROGRAMS};
 use super::{Gain, Reasons, Unavailable};
 use crate::kernel::proc_events::{ProcessEvent, fence};
 use crate::kernel::{clock, process};
-use crate::model::bind::{BindEvent, BindFlags, Outcome};
+use crate::model::bind::{BindEvent, Outcome};
 
 /// The programs, compiled: `scripts/bpf` makes it from `events.bpf.c`, CI compares.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("events.bpf.o");
@@ -27,12 +28,15 @@ const GATHER: Duration = Duration::from_millis(5);
 const BATCH: usize = 4096;
 /// Without an event the counters are read this often.
 const IDLE: Duration = Duration::from_millis(100);
-/// An attempt whose end is not known is looked at after this time.
+/// An attempt that nothing has decided is believed to be refused after this time.
 const OVERDUE: Duration = Duration::from_millis(100);
 /// A thread that is not seen to leave its bind for this long was starved of the processor for good: it is believed no more.
 const STARVED: Duration = Duration::from_secs(5);
-/// The slots are walked at most this often while binds begin, unless somebody is in a hurry: a walk takes half a millisecond.
-const SWEEP_EVERY: Duration = Duration::from_millis(100);
+/// The slots are looked through this often while binds begin, and whenever somebody is in a hurry.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Slots there are, and how many a run of the program looks through (`SLOTS`, `LOOKED_THROUGH` of `events.bpf.c`).
+const SLOTS: u32 = 1024;
+const LOOKED_THROUGH: u32 = 64;
 
 /// The fence that proves that pids mean what they say. It arrives at once or never.
 const PROOF: u32 = u32::MAX;
@@ -79,22 +83,20 @@ impl Hurry {
 
 /// The attached programs and the events they send. Dropped, everything ends.
 pub struct Source {
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
     ring: RingBuf<MapData>,
     counters: PerCpuArray<MapData, [u64; 3]>,
-    slots: Array<MapData, [u8; ATTEMPT_BYTES]>,
-    open: Array<MapData, u64>,
     missing: Vec<(Gain, String)>,
     hurry: Hurry,
     before: Counted,
-    next_sweep: Instant,
-    /// Binds that were told as refused though their sockets are open still, by cookie and moment, and whether the last sweep
-    /// found them.
+    next_look: Instant,
+    /// Numbers of the binds that come next, by slot.
+    next: Vec<u32>,
+    /// Binds that were told as refused though their sockets are open still, by cookie and moment, and whether they were
+    /// undecided at the last look.
     told: HashMap<(u64, Duration), bool>,
-    /// Binds that were found in the slots at the last sweep, by cookie: the programs may tell of them again.
-    found: HashSet<u64>,
     /// Whether the slots may hold something new.
-    unswept: bool,
+    unlooked: bool,
 }
 
 impl Source {
@@ -129,16 +131,14 @@ impl Source {
         Ok(Source {
             ring: load::map(&mut ebpf, "ring")?,
             counters: load::map(&mut ebpf, "counters")?,
-            slots: load::map(&mut ebpf, "attempts")?,
-            open: load::map(&mut ebpf, "open")?,
-            _ebpf: ebpf,
+            ebpf,
             missing,
             hurry: Hurry::new().map_err(|error| Unavailable::Failed(error.to_string()))?,
             before: Counted::default(),
-            next_sweep: Instant::now(),
+            next_look: Instant::now(),
+            next: vec![0; SLOTS as usize],
             told: HashMap::new(),
-            found: HashSet::new(),
-            unswept: false,
+            unlooked: false,
         })
     }
 
@@ -160,82 +160,91 @@ impl Source {
     /// Waits for events and takes those that have come; none after a while without any. Errors: the source has ended.
     pub fn receive(&mut self) -> io::Result<Drained> {
         let hurried = self.wait()?;
-        let mut events = Vec::new();
-        while events.len() < BATCH {
-            let Some(event) = self.ring.next().map(|item| event::decode(&item)) else { break };
-            events.extend(event.filter(|event| self.is_news(event)));
-        }
+        let mut lost = 0;
+        let mut events = self.drain(&mut lost);
         let counted = self.counted()?;
         let before = std::mem::replace(&mut self.before, counted);
         let begun = counted.begun.saturating_sub(before.begun);
-        self.unswept |= begun > 0;
-        if self.unswept && (hurried || Instant::now() >= self.next_sweep) {
-            self.next_sweep = Instant::now() + SWEEP_EVERY;
-            // What the slots hold has happened before a fence that is among these events arrived.
-            let fence = |event: &Event| matches!(event, Event::Process(ProcessEvent::Fence { .. }));
-            let at = events.iter().position(fence).unwrap_or(events.len());
-            let (swept, undecided) = self.sweep();
-            events.splice(at..at, swept);
-            self.unswept = undecided;
+        self.unlooked |= begun > 0;
+        // What the slots hold may explain a refusal, and has happened before a fence that is here arrived.
+        let refused = |event: &Event| matches!(event, Event::Bind(event) if !matches!(event.outcome, Outcome::Bound { .. }));
+        let fence = |event: &Event| matches!(event, Event::Process(ProcessEvent::Fence { .. }));
+        let fence = events.iter().position(fence);
+        let due = Instant::now() >= self.next_look;
+        if self.unlooked && (hurried || due || fence.is_some() || events.iter().any(refused)) {
+            self.next_look = Instant::now() + LOOK_EVERY;
+            self.unlooked = false;
+            // One that is undecided no more is told by an event, which may be on its way.
+            self.told.retain(|_, undecided| std::mem::replace(undecided, false));
+            self.look_through()?;
+            let at = fence.unwrap_or(events.len());
+            let found = self.drain(&mut lost);
+            events.splice(at..at, found);
         }
-        Ok(Drained { events, binds: begun, lost: counted.lost.saturating_sub(before.lost) })
+        lost += counted.lost.saturating_sub(before.lost);
+        Ok(Drained { events, binds: begun, lost })
     }
 
-    /// Whether this has not been told yet: a bind may have been found in its slot, a refusal when its end was overdue.
-    fn is_news(&mut self, event: &Event) -> bool {
-        let event = match event {
-            Event::Bind(event) => event,
-            Event::Close(_) => return true,
-            // Some of a group that lacks a program may have told something before it was detached.
-            Event::Process(_) | Event::Exec(_) => return self.has(Gain::Processes),
-        };
-        match event.outcome {
-            Outcome::Bound { until: None } => !self.found.contains(&event.cookie),
-            Outcome::Bound { until: Some(_) } => true,
-            _ => self.told.remove(&(event.cookie, event.bind.at)).is_none(),
-        }
-    }
-
-    /// What stays in the slots: binds that nothing has told yet, and attempts of a while ago whose thread is in no bind any
-    /// more: the socket is open still, and was refused. Answers too whether there are attempts that may still be in a bind.
-    fn sweep(&mut self) -> (Vec<Event>, bool) {
-        let now = clock::monotonic();
-        let slots: Vec<Slot> = self.slots.iter().filter_map(|slot| event::decode_slot(&slot.ok()?)).collect();
-        // One that is in no slot any more is told by an event, which may be on its way.
-        self.told.retain(|_, seen| std::mem::replace(seen, false));
-        let (mut events, mut undecided) = (Vec::new(), false);
-        let mut found = HashSet::new();
-        for Slot { cookie, bind, netns, bound } in slots {
-            let as_told = |outcome| {
-                let (ifindex, flags) = (None, BindFlags::default());
-                Event::Bind(BindEvent { outcome, netns, cookie, ifindex, flags, bind, by: None })
-            };
-            if bound && self.is_open(cookie) {
-                if !self.found.contains(&cookie) {
-                    events.push(as_told(Outcome::Bound { until: None }));
+    /// Takes what is in the ring.
+    fn drain(&mut self, lost: &mut u64) -> Vec<Event> {
+        let mut events = Vec::new();
+        while events.len() < BATCH {
+            let Some(told) = self.ring.next().map(|item| event::decode(&item)) else { break };
+            match told {
+                None => {}
+                Some(Told::Binds(slot)) => {
+                    let Some(next) = self.next.get_mut(slot.index as usize) else { continue };
+                    // It may have been told by two cores at once: then the second has nothing new.
+                    let first = *next;
+                    if slot.end.wrapping_sub(first) > u32::MAX / 2 {
+                        continue;
+                    }
+                    *next = slot.end;
+                    let (binds, missed) = slot.since(first);
+                    *lost += u64::from(missed);
+                    events.extend(binds.map(Event::Bind));
                 }
-                found.insert(cookie);
-            }
-            if bound {
-                continue;
-            }
-            let age = now.saturating_sub(bind.at);
-            let outside = || process::is_outside_calls(bind.pid, bind.tid, &process::BINDING_CALLS);
-            let ended = age > STARVED || (age > OVERDUE && outside());
-            undecided |= !ended;
-            // Where the kernel was to choose the port, it may do so later: IP_BIND_ADDRESS_NO_PORT of ip(7).
-            if ended && self.told.insert((cookie, bind.at), true).is_none() && bind.asked_port != 0 {
-                events.push(as_told(Outcome::Refused { errno: None, proven: false }));
+                Some(Told::Undecided(bind)) => events.extend(self.decided(bind).map(Event::Bind)),
+                Some(Told::One(event)) => events.extend(Some(event).filter(|event| self.is_news(event))),
             }
         }
-        self.found = found;
-        (events, undecided)
+        events
     }
 
-    /// Whether a socket that was bound has not been closed.
-    fn is_open(&self, cookie: u64) -> bool {
-        let slot = u32::try_from(cookie % u64::from(self.open.len())).unwrap_or(0);
-        self.open.get(&slot, 0).is_ok_and(|there| there == cookie)
+    /// Whether this has not been told yet: a refusal may have been when it was undecided.
+    fn is_news(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Bind(event) => self.told.remove(&(event.cookie, event.bind.at)).is_none(),
+            Event::Close(_) => true,
+            // Some of a group that lacks a program may have told something before it was detached.
+            Event::Process(_) | Event::Exec(_) => self.has(Gain::Processes),
+        }
+    }
+
+    /// Has the programs tell what the slots hold.
+    fn look_through(&mut self) -> io::Result<()> {
+        let program = self.ebpf.program(load::LOOK_THROUGH).ok_or(io::ErrorKind::NotFound)?;
+        let program: &RawTracePoint = program.try_into().map_err(io::Error::other)?;
+        for part in 0..SLOTS / LOOKED_THROUGH {
+            let mut options = RawTracePointRunOptions::new();
+            options.args[0] = part.into();
+            program.test_run(options).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// An attempt of a while ago: refused, if its thread is in no bind any more. Its socket is open still.
+    fn decided(&mut self, bind: BindEvent) -> Option<BindEvent> {
+        let (pid, tid, at) = (bind.bind.pid, bind.bind.tid, bind.bind.at);
+        let age = clock::monotonic().saturating_sub(at);
+        let outside = || process::is_outside_calls(pid, tid, &process::BINDING_CALLS);
+        if age <= OVERDUE || (age <= STARVED && !outside()) {
+            self.unlooked = true;
+            return None;
+        }
+        // Where the kernel was to choose the port, it may do so later: IP_BIND_ADDRESS_NO_PORT of ip(7).
+        let told = self.told.insert((bind.cookie, at), true).is_some();
+        Some(bind).filter(|bind| !told && bind.bind.asked_port != 0)
     }
 
     /// Answers whether somebody is in a hurry.
@@ -275,6 +284,7 @@ fn wait_for(what: &mut [PollFd<'_>], at_most: Duration) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::net::{TcpListener, UdpSocket};
 
     use super::*;
@@ -382,7 +392,7 @@ mod tests {
     #[ignore = "needs root"]
     fn what_finds_no_room_is_counted() {
         let mut source = Source::load(Reasons::InBrief).unwrap();
-        // An event a round, of 72 bytes with its head, into 2 MiB.
+        // One in eight rounds is an event, of 584 bytes with its head, into 2 MiB.
         for _ in 0..40_000 {
             drop(UdpSocket::bind("127.0.0.1:0").unwrap());
         }
