@@ -12,7 +12,7 @@ pub(crate) const LOAD: f64 = 0.5;
 pub(crate) const CORES: f64 = 0.15;
 
 /// One of the agent's programs in the kernel: there are as many of it as agents.
-const PROGRAM: &str = "post_bind4";
+const PROGRAM: &str = "look_through";
 /// The kernel frees programs a moment after their owner's end.
 const FREED: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(20);

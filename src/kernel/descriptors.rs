@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fd::OwnedFd;
@@ -114,9 +115,10 @@ pub fn scan(pids: &[u32], wanted: Option<&HashSet<u32>>, threads: usize) -> Scan
     result
 }
 
-/// All cores, for a look that somebody waits for.
+/// All cores, for a look that somebody waits for. To ask for them takes twenty system calls.
 pub fn all_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 fn scan_some(pids: &[u32], wanted: Option<&HashSet<u32>>, next: &AtomicUsize) -> Scan {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sched::{CloneFlags, setns};
 
-use super::descriptors::{Descriptor, NetnsDescriptors};
+use super::descriptors::{Descriptor, NetnsDescriptors, all_cores};
 use super::mounts::NetnsMount;
 use super::{Gap, Unreadable, process};
 use crate::model::netns::{Netns, NetnsKey};
@@ -59,7 +59,7 @@ fn shares_own(pid: u32) -> Result<bool, Unreadable> {
 
 /// The namespace of each of these processes, and how many would not tell. Those that ended are left out.
 pub fn of_processes(pids: &[u32]) -> (Vec<(u32, u64)>, usize) {
-    let threads = super::descriptors::all_cores().min(pids.len().div_ceil(PROCESSES_PER_THREAD)).max(1);
+    let threads = all_cores().min(pids.len().div_ceil(PROCESSES_PER_THREAD)).max(1);
     let mut found = Vec::with_capacity(pids.len());
     let mut denied = 0;
     std::thread::scope(|scope| {
@@ -149,8 +149,7 @@ pub fn visit<T: Send>(
     entries: &[NetnsEntry],
     read: impl Fn(&NetnsEntry) -> io::Result<T> + Sync,
 ) -> (Vec<(NetnsKey, T)>, Vec<Gap>) {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = cores.min(entries.len().div_ceil(NETNS_PER_THREAD)).max(1);
+    let threads = all_cores().min(entries.len().div_ceil(NETNS_PER_THREAD)).max(1);
     let next = AtomicUsize::new(0);
     let mut found = Vec::with_capacity(entries.len());
     let mut gaps = Vec::new();
