@@ -282,11 +282,14 @@ impl Look<'_> {
         if all {
             match process::pids() {
                 Ok(pids) => {
-                    let scan = self.scan_all(&pids, &wanted);
+                    let (scan, mounts) = std::thread::scope(|scope| {
+                        let mounts = scope.spawn(|| mounts::elsewhere(&pids));
+                        (self.scan_all(&pids, &wanted), mounts.join())
+                    });
                     self.gaps.retain(|gap| !gap.is_of_descriptors());
                     self.gaps.extend(scan.gaps());
                     found.netns_descriptors = Some(scan.netns.clone());
-                    match mounts::elsewhere(&pids) {
+                    match mounts.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
                         Ok(mounts) => found.netns_mounts = Some(mounts),
                         Err(gap) => self.gaps.push(gap),
                     }
@@ -432,12 +435,19 @@ pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>) -> ProcessList {
             };
         }
     };
-    let look_at = |pid: u32| match process::glance(pid) {
-        Ok(glance) if known.get(&pid) == Some(&glance) => Some((pid, None)),
-        Ok(_) => reader.read(pid).ok().map(|process| (pid, Some(process))),
-        Err(Unreadable::Vanished) => None,
-        // Closed to this user (hidepid): it lives, and that is all there is to know.
-        Err(_) => Some((pid, None)),
+    let look_at = |pid: u32| {
+        let same = |known: &Glance| process::glance(pid).map(|glance| glance == *known);
+        match known.get(&pid).map_or(Ok(false), same) {
+            Ok(true) => Some((pid, None)),
+            Ok(false) => match reader.read(pid) {
+                Ok(process) => Some((pid, Some(process))),
+                Err(Unreadable::Vanished) => None,
+                // Closed to this user (hidepid): it lives, and that is all there is to know.
+                Err(_) => Some((pid, None)),
+            },
+            Err(Unreadable::Vanished) => None,
+            Err(_) => Some((pid, None)),
+        }
     };
     let mut alive = HashSet::with_capacity(pids.len());
     let mut fresh = Vec::new();
@@ -454,8 +464,11 @@ pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>) -> ProcessList {
             fresh.extend(process);
         }
     });
-    let pids: Vec<u32> = alive.iter().copied().collect();
-    let (netns, closed_netns) = netns::of_processes(&pids);
+    let read: HashMap<u32, u64> =
+        fresh.iter().filter_map(|process| Some((process.id.pid, process.netns?))).collect();
+    let pids: Vec<u32> = alive.iter().copied().filter(|pid| !read.contains_key(pid)).collect();
+    let (mut netns, closed_netns) = netns::of_processes(&pids);
+    netns.extend(read);
     let mut gaps = Vec::new();
     gaps.extend((closed_netns > 0).then_some(Gap::ProcessNetns(closed_netns)));
     ProcessList { taken_at, alive, fresh, netns, gaps }

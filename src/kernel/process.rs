@@ -235,7 +235,8 @@ fn open(pid: u32) -> Result<ProcDir, Unreadable> {
 }
 
 fn read_file(dir: &ProcDir, name: &str, limit: u64) -> Result<Vec<u8>, Unreadable> {
-    let mut bytes = Vec::new();
+    // The kernel makes the text anew for each read: mostly one is enough.
+    let mut bytes = Vec::with_capacity(4096);
     dir.open_relative(name)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

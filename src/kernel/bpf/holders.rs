@@ -4,7 +4,7 @@
 //! second on two cores. Loading the program costs some 40 ms, so a command that looks once does so only where many files are open.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Mutex;
@@ -16,6 +16,7 @@ use super::load;
 use super::{Reasons, Unavailable};
 use crate::kernel::descriptors::{Descriptor, Scan};
 use crate::kernel::netns::inode_of_link;
+use crate::kernel::process;
 
 /// The program, compiled: `scripts/bpf` makes it from `holders.bpf.c`, CI compares.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("holders.bpf.o");
@@ -28,8 +29,10 @@ const SOCKET: u32 = 1;
 const NAMESPACE: u32 = 2;
 /// Read at once.
 const READ_BYTES: usize = 256 * 1024;
-/// From so many open files on the walk is faster than reading /proc, its loading included.
+/// From so many descriptors on the walk is faster than reading /proc, its loading included.
 const PAYS_FROM: u64 = 20_000;
+/// So many processes are asked how many descriptors they have.
+const ASKED: usize = 64;
 
 /// The loaded program.
 pub struct OpenFiles(Mutex<Ebpf>);
@@ -40,11 +43,25 @@ impl std::fmt::Debug for OpenFiles {
     }
 }
 
-/// Whether so many files are open on this host that loading the program pays for a single look.
+/// Whether so many descriptors are open on this host that loading the program pays for a single look.
 pub fn pays() -> bool {
-    let open = fs::read_to_string("/proc/sys/fs/file-nr").ok();
-    open.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())
-        .is_some_and(|open| open >= PAYS_FROM)
+    open_files() >= PAYS_FROM || process::pids().is_ok_and(|pids| descriptors(&pids) >= PAYS_FROM)
+}
+
+/// Open files; those that were inherited or duplicated count once (proc_sys_fs(5)).
+fn open_files() -> u64 {
+    let told = fs::read_to_string("/proc/sys/fs/file-nr").ok();
+    told.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// About how many descriptors these processes have, by some of them: since Linux 6.2 the size of `/proc/PID/fd` is their number,
+/// before that it is 0.
+fn descriptors(pids: &[u32]) -> u64 {
+    let asked = pids.iter().step_by(pids.len().div_ceil(ASKED).max(1));
+    let sizes: Vec<u64> =
+        asked.filter_map(|pid| Some(fs::metadata(format!("/proc/{pid}/fd")).ok()?.len())).collect();
+    let (sum, count) = (sizes.iter().sum::<u64>(), sizes.len().max(1));
+    sum * pids.len() as u64 / count as u64
 }
 
 impl OpenFiles {
@@ -59,7 +76,8 @@ impl OpenFiles {
         let program = iterator(&mut ebpf)?;
         program.load("task_file", &btf).map_err(|error| load::unavailable("open_files", &error))?;
         let files = OpenFiles(Mutex::new(ebpf));
-        files.walk(|_| {})?;
+        // A walk that begins goes on.
+        files.begin()?;
         Ok(files)
     }
 
@@ -82,13 +100,17 @@ impl OpenFiles {
         Ok(scan)
     }
 
-    fn walk(&self, mut take: impl FnMut(OpenFile)) -> Result<(), Unavailable> {
-        let failed = |error: &dyn std::error::Error| Unavailable::Failed(format!("open files: {error}"));
+    /// A walk, from the beginning.
+    fn begin(&self) -> Result<File, Unavailable> {
         let mut ebpf = self.0.lock().map_err(|error| failed(&error))?;
         let program = iterator(&mut ebpf)?;
         let link = program.attach().map_err(|error| load::unavailable("open_files", &error))?;
         let link = program.take_link(link).map_err(|error| failed(&error))?;
-        let mut walk = link.into_file().map_err(|error| failed(&error))?;
+        link.into_file().map_err(|error| failed(&error))
+    }
+
+    fn walk(&self, mut take: impl FnMut(OpenFile)) -> Result<(), Unavailable> {
+        let mut walk = self.begin()?;
         let mut buffer = vec![0; READ_BYTES];
         let mut kept = 0;
         loop {
@@ -110,6 +132,10 @@ impl OpenFiles {
             kept = filled - whole;
         }
     }
+}
+
+fn failed(error: &dyn std::error::Error) -> Unavailable {
+    Unavailable::Failed(format!("open files: {error}"))
 }
 
 fn iterator(ebpf: &mut Ebpf) -> Result<&mut Iter, Unavailable> {
