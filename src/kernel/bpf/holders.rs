@@ -29,8 +29,9 @@ const SOCKET: u32 = 1;
 const NAMESPACE: u32 = 2;
 /// Read at once.
 const READ_BYTES: usize = 256 * 1024;
-/// From so many descriptors on the walk is faster than reading /proc, its loading included.
-const PAYS_FROM: u64 = 20_000;
+/// From so many descriptors on the walk is faster than reading /proc, its loading included: 200 processes of 200 descriptors
+/// take 0.12 s either way on two cores, half as many 0.11 s and 0.06 s, five times as many 0.19 s and 0.47 s.
+const PAYS_FROM: u64 = 40_000;
 /// So many processes are asked how many descriptors they have.
 const ASKED: usize = 64;
 
