@@ -122,7 +122,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
         Row::ratios("ss ÷ who-holds, daemon", &times.ss, &times.daemon).target(Target::Factor(50.0), of_load),
         Row::times("`sniffer who-holds P`, no daemon", &times.alone),
         Row::ratios("ss ÷ who-holds, no daemon", &times.ss, &times.alone)
-            .target(Target::Factor(1.0), of_load),
+            .target(Target::Factor(10.0), of_load),
         Row::single("daemon idle: CPU of one core", idle.cpu_percent, "%")
             .target(Target::Below(CPU_PERCENT, "%"), Worth::Judged),
         Row::single("daemon idle: tasks started on the host", idle.started_per_second, "/s"),

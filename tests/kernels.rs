@@ -32,7 +32,10 @@ const BOOTS: &[Boot] = &[Boot {
     runs: &[
         Run { executable: "live", arguments: &[] },
         Run { executable: "lib", arguments: &["kernel::", "--include-ignored"] },
-        Run { executable: "events", arguments: &["refusals::", "--include-ignored", "--test-threads=2"] },
+        Run {
+            executable: "events",
+            arguments: &["refusals::", "successes::", "--include-ignored", "--test-threads=2"],
+        },
     ],
 }];
 

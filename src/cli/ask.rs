@@ -14,8 +14,12 @@ use tokio::net::UnixStream;
 use super::{Failure, environment};
 use crate::config::{self, Settings};
 use crate::engine::{Question, Topic, oneshot};
+use crate::judge::can_bind;
 use crate::kernel::process::Reader;
 use crate::model::answer::Answer;
+use crate::model::can_bind::{CanBind, Manner};
+use crate::model::netns::NetnsSelector;
+use crate::model::target::Target;
 use crate::report;
 use crate::serve::control::Refusal;
 
@@ -44,16 +48,91 @@ pub(super) fn ask(question: &Question, whom: Whom) -> Result<Answer, Failure> {
         Ok(answer) => return Ok(answer),
         Err(NoAnswer::Refused(why)) => return Err(why),
         Err(NoAnswer::Absent(error)) if is_absence(&error) => {}
-        Err(NoAnswer::Absent(error)) => {
-            report::complain(&format!(
-                "the daemon at {} did not answer ({error}); looking without it",
-                socket.display()
-            ));
-        }
+        Err(NoAnswer::Absent(error)) => complain_of(&socket, &error),
     }
+    oneshot::answer(settings.policy(), &reader_for(&settings), question).map_err(|why| why.to_string())
+}
+
+/// Whether a daemon is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Absent {
+    /// It answered.
+    No,
+    /// It did not, or was not asked yet.
+    Yes,
+}
+
+/// Asks the same thing again and again.
+pub(super) struct Asker {
+    settings: Settings,
+    reader: Option<Reader>,
+    daemon: Absent,
+}
+
+impl Asker {
+    pub(super) fn new() -> Self {
+        Asker { settings: settings(), reader: None, daemon: Absent::Yes }
+    }
+
+    /// Whether a daemon gave the last answer.
+    pub(super) fn daemon(&self) -> Absent {
+        self.daemon
+    }
+
+    /// Whether a bind would succeed. With `wait`, a daemon answers when it would, or after that time.
+    pub(super) fn can_bind(
+        &mut self,
+        target: &Target,
+        manner: &Manner,
+        netns: &NetnsSelector,
+        wait: Option<Duration>,
+    ) -> Result<CanBind, Failure> {
+        let shares = manner.reuseaddr || manner.reuseport;
+        let topic = Topic::Bind { target: target.clone(), shares };
+        let question = Question { topic, netns: Some(netns.clone()) };
+        let mut path = path(&question);
+        for (name, set) in
+            [("reuseaddr", manner.reuseaddr), ("reuseport", manner.reuseport), ("v6only", manner.v6only)]
+        {
+            path += &format!("&{name}={set}");
+        }
+        path += &format!("&uid={}", manner.uid);
+        if let Some(interface) = &manner.interface {
+            path += &format!("&interface={}", encoded(interface));
+        }
+        if let Some(wait) = wait {
+            path += &format!("&wait_ms={}", wait.as_millis());
+        }
+        let socket = socket(&self.settings);
+        match ask_daemon(&socket, &path) {
+            Ok(answer) => {
+                self.daemon = Absent::No;
+                return Ok(answer);
+            }
+            Err(NoAnswer::Refused(why)) => return Err(why),
+            Err(NoAnswer::Absent(error)) => {
+                if !is_absence(&error) && self.reader.is_none() {
+                    complain_of(&socket, &error);
+                }
+                self.daemon = Absent::Yes;
+            }
+        }
+        let reader = self.reader.get_or_insert_with(|| reader_for(&self.settings));
+        let answer = oneshot::answer(self.settings.policy(), reader, &question);
+        answer.map(|answer| can_bind::judge(target, manner, answer)).map_err(|why| why.to_string())
+    }
+}
+
+fn reader_for(settings: &Settings) -> Reader {
     let systems = settings.systems();
-    let reader = Reader::new(systems.iter().flat_map(|system| system.variables()));
-    oneshot::answer(settings.policy(), &reader, question).map_err(|why| why.to_string())
+    Reader::new(systems.iter().flat_map(|system| system.variables()))
+}
+
+fn complain_of(socket: &std::path::Path, error: &io::Error) {
+    report::complain(&format!(
+        "the daemon at {} did not answer ({error}); looking without it",
+        socket.display()
+    ));
 }
 
 /// Asks what only a daemon can answer, and says why.
@@ -134,6 +213,10 @@ fn path(question: &Question) -> String {
         Topic::Target(target) => {
             parameters.push(format!("target={}", encoded(&target.to_string())));
             "who-holds"
+        }
+        Topic::Bind { target, .. } => {
+            parameters.push(format!("target={}", encoded(&target.to_string())));
+            "can-bind"
         }
         Topic::All => "list",
         Topic::Leaks => "leaks",

@@ -1,6 +1,7 @@
 //! The command line: one file a verb. Parses, calls, turns the outcome into text and an exit code.
 
 mod ask;
+mod can_bind;
 mod check_config;
 mod conflicts;
 mod daemon;
@@ -57,6 +58,29 @@ enum Verb {
     Leaks {
         #[command(flatten)]
         options: Options,
+    },
+    /// Would a bind succeed, and if not, what stands in its way
+    #[command(
+        after_help = "Examples:\n  sniffer can-bind 8081\n  sniffer can-bind 127.0.0.1:8081/tcp --reuseaddr\n  sniffer can-bind 80/tcp --uid 1001 --json\n\nA bare port means TCP and UDP, on every address. Exit code: 0 it would, 1 it would not, 2 could not be answered."
+    )]
+    CanBind {
+        #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
+        target: String,
+        #[command(flatten)]
+        options: can_bind::Options,
+    },
+    /// Wait until a bind would succeed, and say meanwhile who has the port
+    #[command(
+        after_help = "Examples:\n  sniffer wait-free 8081/tcp --timeout 30s && ./server\n  sniffer wait-free 127.0.0.1:5432/tcp --reuseaddr\n\nExit code: 0 it would succeed now, 1 timed out, 2 could not be answered."
+    )]
+    WaitFree {
+        #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
+        target: String,
+        /// Give up after this time (30s, 5m); without it there is no end
+        #[arg(long, value_name = "TIME")]
+        timeout: Option<String>,
+        #[command(flatten)]
+        options: can_bind::Options,
     },
     /// Failed binds, each with who was refused and who had the port (asks the daemon)
     #[command(
@@ -127,6 +151,10 @@ pub fn run() -> ExitCode {
         Verb::WhoHolds { target, options } => verbs::who_holds(&target, &options),
         Verb::List { options } => verbs::list(&options),
         Verb::Leaks { options } => verbs::leaks(&options),
+        Verb::CanBind { target, options } => can_bind::can_bind(&target, &options),
+        Verb::WaitFree { target, timeout, options } => {
+            can_bind::wait_free(&target, timeout.as_deref(), &options)
+        }
         Verb::Conflicts { since, json } => conflicts::run(since.as_deref(), json),
         Verb::Daemon { config } => daemon::run(config.as_deref()),
         Verb::CheckConfig { file } => check_config::run(file),

@@ -3,6 +3,8 @@
 mod document;
 mod value;
 
+pub use value::duration;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -251,7 +251,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// `250ms`, `30s`, `5m`, `2h`, `7d`. Zero is a duration, a bare number is none.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is no duration; write a number with ms, s, m, h or d, as in \"30s\"");
     let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(unit_at);

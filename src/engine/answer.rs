@@ -63,7 +63,7 @@ impl Engine {
             .namespaces
             .iter()
             .flat_map(|netns| netns.sockets.iter().flatten())
-            .filter(|socket| question.target().is_none_or(|target| target.matches(socket)))
+            .filter(|socket| question.concerns(socket))
             .filter_map(|socket| self.ports.get(&socket.key))
             .collect();
         let twins = twins(&entries);
@@ -101,6 +101,7 @@ impl Engine {
             },
             claims,
             advice,
+            surroundings: findings.namespaces.first().and_then(|netns| netns.surroundings.clone()),
         })
     }
 
@@ -121,9 +122,13 @@ impl Engine {
             port: socket.port,
             v6only: socket.v6only,
             interface: socket.interface.clone(),
-            reuseaddr: None,
-            // Two TCP listeners can be on one address only if both said SO_REUSEPORT; the kernel tells no more than that.
-            reuseport: twins.get(&twin_key(socket)).filter(|count| **count > 1).map(|_| true),
+            ifindex: socket.ifindex,
+            reuseaddr: socket.options.map(|options| options.reuseaddr),
+            // Two TCP listeners can be on one address only if both said SO_REUSEPORT.
+            reuseport: socket
+                .options
+                .map(|options| options.reuseport)
+                .or_else(|| twins.get(&twin_key(socket)).filter(|count| **count > 1).map(|_| true)),
             state: state(socket),
             peer: socket.peer.map(|(address, port)| Peer { address, port }),
             expires_ms: socket.expires_ms,

@@ -147,6 +147,11 @@ impl BindTable {
         self.binds.get(&cookie).filter(|bound| bound.until.is_none())
     }
 
+    /// Whether the bind of this moment succeeded, be its socket open or closed since.
+    pub(super) fn succeeded(&self, cookie: u64, at: Timestamp) -> bool {
+        self.binds.get(&cookie).is_some_and(|bound| bound.at == at)
+    }
+
     /// The sockets that were bound to a port at that moment, with those that were closed since.
     pub(super) fn at(
         &self,

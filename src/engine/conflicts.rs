@@ -9,10 +9,10 @@ use super::binds::{Binder, Bound};
 use super::{Engine, Notice, Question, Topic};
 use crate::judge::conflict::{self, Finding, GONE, Refusal};
 use crate::judge::leak::span;
-use crate::judge::overlap::{self, Place};
+use crate::judge::overlap::{self, Place, Standing};
 use crate::kernel::look::{Findings, Plan, WhenFree};
 use crate::model::answer::SCHEMA;
-use crate::model::bind::{BindEvent, BindFlags, Outcome};
+use crate::model::bind::{BindEvent, Outcome};
 use crate::model::claim::{Claim, Owner, OwnerType, SocketRef, Verdict};
 use crate::model::conflict::{Call, Cause, Conflict, Conflicts, Loser};
 use crate::model::job::JobKey;
@@ -259,8 +259,8 @@ impl Engine {
             sockets.any(|socket| socket.key.cookie == event.cookie && socket.port == event.bind.port)
         };
         let unproven = matches!(event.outcome, Outcome::Refused { proven: false, .. });
-        if unproven && findings.is_none_or(is_bound) {
-            // It came to its end after all, and succeeded, or nobody could look whether it did.
+        if unproven && (self.binds.succeeded(event.cookie, pending.at) || findings.is_some_and(is_bound)) {
+            // It came to its end after all, and succeeded.
             return self.conflicts.unfold(&pending.fold, id);
         }
         let is_open = |cookie| self.binds.get(cookie).is_some() || self.ports.has(event.netns, cookie);
@@ -359,10 +359,11 @@ impl Engine {
                 .and_then(|cookie| self.binds.get(cookie))
                 .is_some_and(|bound| bound.at > pending.at);
             let listens = pending.call == Call::Bind
-                || (claim.kind == ClaimKind::Listener
-                    && !(wanted.flags.is_some_and(|flags| flags.reuseport)));
+                || (claim.kind == ClaimKind::Listener && wanted.reuseport != Some(true));
             let itself = cookie(claim) == Some(event.cookie);
-            !later && !itself && listens && overlap::blocks(&place(claim), &wanted)
+            // It was refused: what is not known was no reason to let it in.
+            let blocks = overlap::blocks(&overlap::place(claim), &wanted) != Some(false);
+            !later && !itself && listens && blocks
         });
         // A listener's own connections stand behind it.
         let listener_has =
@@ -415,6 +416,7 @@ impl Engine {
             port: bound.port,
             v6only: None,
             interface: None,
+            ifindex: None,
             reuseaddr: None,
             reuseport: None,
             state: if bound.until.is_some() { GONE } else { "BOUND" }.to_owned(),
@@ -561,30 +563,23 @@ fn wanted(event: &BindEvent) -> Place {
         address: event.bind.address,
         v6only: event.flags.v6only,
         ifindex: event.ifindex,
-        flags: Some(event.flags),
-        listens: false,
+        reuseaddr: Some(event.flags.reuseaddr),
+        reuseport: Some(event.flags.reuseport),
+        uid: event.by.as_ref().map(|by| by.uid),
+        standing: Standing::Other,
     }
 }
 
 fn place_of(bound: &Bound) -> Place {
-    // With the options not known, a wildcard may cover IPv4 too.
-    let (protocol, address) = (bound.protocol, bound.address);
-    Place { protocol, address, v6only: false, ifindex: None, flags: None, listens: false }
-}
-
-fn place(claim: &Claim) -> Place {
-    let flags = match (claim.reuseaddr, claim.reuseport) {
-        (Some(reuseaddr), Some(reuseport)) => {
-            Some(BindFlags { reuseaddr, reuseport, v6only: claim.v6only == Some(true) })
-        }
-        _ => None,
-    };
     Place {
-        protocol: claim.protocol,
-        address: claim.address,
-        v6only: claim.v6only == Some(true),
+        protocol: bound.protocol,
+        address: bound.address,
+        // With the option not known, a wildcard may cover IPv4 too.
+        v6only: false,
         ifindex: None,
-        flags,
-        listens: claim.kind == ClaimKind::Listener,
+        reuseaddr: None,
+        reuseport: None,
+        uid: None,
+        standing: Standing::Other,
     }
 }

@@ -3,7 +3,7 @@
 use std::thread;
 
 use super::answer::Unanswerable;
-use super::{Engine, Policy, Question};
+use super::{Engine, Policy, Question, Topic};
 use crate::judge::leak::Watching;
 use crate::kernel::bpf::Reasons;
 use crate::kernel::bpf::holders::{self, OpenFiles};
@@ -15,7 +15,9 @@ use crate::model::answer::Answer;
 pub fn answer(policy: Policy, reader: &Reader, question: &Question) -> Result<Answer, Unanswerable> {
     let mut engine = Engine::new(policy, reader.clock, Watching::Once);
     let processes = thread::scope(|scope| {
-        let loading = scope.spawn(|| holders::pays().then(|| OpenFiles::load(Reasons::InBrief)));
+        let wants_options = matches!(question.topic, Topic::Bind { shares: true, .. });
+        let loading = scope
+            .spawn(move || (wants_options || holders::pays()).then(|| OpenFiles::load(Reasons::InBrief)));
         let processes = look::processes(reader, &engine.known_processes());
         // Without it /proc is read, which takes longer and finds the same.
         if let Ok(Some(Ok(files))) = loading.join() {

@@ -157,7 +157,9 @@ impl PortTable {
                 if entry.socket.kind() != socket.kind() {
                     entry.since = Some(at);
                 }
-                entry.socket.clone_from(socket);
+                // Not every look asks for options.
+                let options = socket.options.or(entry.socket.options);
+                entry.socket = Socket { options, ..socket.clone() };
                 entry.seen_at = at;
             }
             None => {
@@ -315,6 +317,7 @@ pub(crate) mod fixtures {
             uid: 0,
             cgroup_id: None,
             expires_ms: None,
+            options: None,
         }
     }
 
@@ -327,6 +330,7 @@ pub(crate) mod fixtures {
                 key: NETNS,
                 shown: Netns { inode: 7, name: Some("host".to_owned()), kept_by: None },
                 sockets,
+                surroundings: None,
             }],
             cgroups: HashMap::new(),
             holders: HashMap::new(),

@@ -12,7 +12,7 @@ use crate::kernel::sock_diag::{Depth, DiagQuery};
 use crate::model::answer::Query;
 use crate::model::claim::Verdict;
 use crate::model::netns::NetnsSelector;
-use crate::model::socket::SocketKey;
+use crate::model::socket::{Socket, SocketKey};
 use crate::model::target::Target;
 
 /// A question that is answered from a look of its own.
@@ -33,13 +33,29 @@ pub enum Topic {
     All,
     /// `leaks`.
     Leaks,
+    /// `can-bind`: whatever is on these ports, and what else a bind depends on.
+    Bind {
+        /// The ports.
+        target: Target,
+        /// Whether the bind would share its port with others that let it.
+        shares: bool,
+    },
 }
 
 impl Question {
     pub(super) fn target(&self) -> Option<&Target> {
         match &self.topic {
-            Topic::Target(target) => Some(target),
+            Topic::Target(target) | Topic::Bind { target, .. } => Some(target),
             Topic::All | Topic::Leaks => None,
+        }
+    }
+
+    /// Whether a socket belongs into the answer. A bind may be refused for sockets of other addresses too.
+    pub(super) fn concerns(&self, socket: &Socket) -> bool {
+        match &self.topic {
+            Topic::Target(target) => target.matches(socket),
+            Topic::Bind { target, .. } => Target { address: None, ..target.clone() }.matches(socket),
+            Topic::All | Topic::Leaks => true,
         }
     }
 
@@ -85,7 +101,11 @@ impl Engine {
                 settled: self.known_orphans(question),
                 candidates: self.candidates(|entry| on_port(entry, ports.as_ref())),
                 first: self.likely_holders(ports.as_ref()),
-                everywhere: Everywhere::WhenNeeded,
+                // Only that walk tells of all sockets whether they share.
+                everywhere: match question.topic {
+                    Topic::Bind { shares: true, .. } => Everywhere::Always,
+                    _ => Everywhere::WhenNeeded,
+                },
                 when_free: if thorough { WhenFree::Search } else { WhenFree::Say },
                 ..Search::unprepared()
             },
@@ -96,11 +116,12 @@ impl Engine {
                     |entry: &&Entry| matches!(entry.verdict, Some(Verdict::Leaked | Verdict::Grace));
                 Describe::Only(self.ports.entries().filter(suspect).map(|entry| entry.socket.key).collect())
             }
-            Topic::Target(_) | Topic::All => Describe::Everybody,
+            Topic::Target(_) | Topic::All | Topic::Bind { .. } => Describe::Everybody,
         };
         let query = DiagQuery { ports, depth: Depth::Everything };
         let plan = self.plan_with(query, question.netns.clone(), search, describe);
-        Plan { target: question.target().cloned(), ..plan }
+        let for_bind = matches!(question.topic, Topic::Target(_) | Topic::Bind { .. });
+        Plan { target: question.target().cloned(), for_bind, ..plan }
     }
 
     fn plan_with(
@@ -120,6 +141,7 @@ impl Engine {
             search,
             describe,
             also: Vec::new(),
+            for_bind: false,
         }
     }
 
@@ -141,7 +163,7 @@ impl Engine {
     /// For `list`: sockets that no process had open when all were read. Whoever asks for one port waits for another reading.
     fn known_orphans(&self, question: &Question) -> HashSet<SocketKey> {
         match question.topic {
-            Topic::Target(_) => HashSet::new(),
+            Topic::Target(_) | Topic::Bind { .. } => HashSet::new(),
             Topic::All | Topic::Leaks => {
                 let keys = self.ports.entries().map(|entry| entry.socket.key);
                 keys.filter(|key| self.ports.is_known_orphan(key)).collect()

@@ -3,6 +3,7 @@
 //! Pure functions of values, `now` among them: no clock, no files, no sockets. Tested with literals.
 
 pub mod advice;
+pub mod can_bind;
 pub mod ci;
 pub mod conflict;
 pub mod exempt;

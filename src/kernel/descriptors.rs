@@ -11,6 +11,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat, readlinkat_raw};
 
 use super::{Gap, Unreadable, process};
+use crate::model::socket::SocketOptions;
 
 /// Entries of a directory come in blocks of this size; 200 descriptors fit into one.
 const DIRECTORY_BYTES: usize = 16 * 1024;
@@ -46,6 +47,8 @@ pub struct Scan {
     pub sockets: HashMap<u32, Vec<Descriptor>>,
     /// By nsfs inode: descriptors that refer to that network namespace, of a few processes each, none of our own.
     pub netns: NetnsDescriptors,
+    /// By socket inode: its options, where the walk tells them.
+    pub options: HashMap<u32, SocketOptions>,
     /// Processes that could be read.
     pub read: usize,
     /// Processes that could not, for lack of rights, pid 1 left out.

@@ -25,7 +25,8 @@ pub fn name_interfaces(sockets: &mut [Socket]) -> io::Result<()> {
     Ok(())
 }
 
-fn names() -> io::Result<HashMap<u32, String>> {
+/// Names of all interfaces, by index.
+pub fn names() -> io::Result<HashMap<u32, String>> {
     let mut request = vec![0; LinkMessage::default().buffer_len()];
     LinkMessage::default().emit(&mut request);
     let links = Dumper::open(NETLINK_ROUTE)?.dump(RTM_GETLINK, &request, |found, payload| {

@@ -7,15 +7,17 @@ use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 
+use super::bpf::holders::OpenFiles;
 use super::descriptors::{self, Descriptor, NetnsDescriptors, Scan};
 use super::mounts::{self, NetnsMount};
 use super::netns::{self, Inhabitants, NetnsEntry};
 use super::process::{self, Glance, Reader};
 use super::sock_diag::{self, Depth, DiagQuery};
-use super::{Gap, Unreadable, links};
+use super::{Gap, Unreadable, links, surroundings};
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::{Holder, Process};
 use crate::model::socket::{ClaimKind, Socket, SocketKey};
+use crate::model::surroundings::Surroundings;
 use crate::model::target::Target;
 
 /// Whether to read the descriptors of every process of the host.
@@ -105,6 +107,8 @@ pub struct Plan {
     pub describe: Describe,
     /// Processes to describe beside them.
     pub also: Vec<u32>,
+    /// Whether to ask for what else a bind depends on: the options of sockets, and the surroundings of their namespaces.
+    pub for_bind: bool,
 }
 
 /// What was seen in one namespace.
@@ -116,6 +120,8 @@ pub struct NetnsFound {
     pub shown: Netns,
     /// Its sockets, or `None` where they could not be read.
     pub sockets: Option<Vec<Socket>>,
+    /// What else a bind depends on, where that was asked.
+    pub surroundings: Option<Surroundings>,
 }
 
 /// What a look saw.
@@ -225,17 +231,37 @@ impl Look<'_> {
             let mut sockets = sock_diag::dump(entry.key, &self.plan.query)?;
             // Without its name an interface is shown by nothing; the socket counts all the same.
             let _ = links::name_interfaces(&mut sockets);
-            Ok(sockets)
+            if self.plan.for_bind {
+                self.tell_options(&mut sockets);
+            }
+            Ok((sockets, self.plan.for_bind.then(surroundings::read)))
         });
         self.gaps.extend(gaps);
-        let mut sockets: HashMap<NetnsKey, Vec<Socket>> = found.into_iter().collect();
+        let mut read: HashMap<NetnsKey, (Vec<Socket>, Option<Surroundings>)> = found.into_iter().collect();
         let unread: HashSet<u64> = self.gaps.iter().filter_map(netns_of_gap).collect();
         for entry in entries {
-            let sockets = sockets.remove(&entry.key);
+            let (sockets, surroundings) = read.remove(&entry.key).unzip();
             // Neither read nor refused: it ended meanwhile.
             if sockets.is_some() || unread.contains(&entry.key.inode) {
-                self.namespaces.push(NetnsFound { key: entry.key, shown: entry.shown.clone(), sockets });
+                let (key, shown) = (entry.key, entry.shown.clone());
+                self.namespaces.push(NetnsFound {
+                    key,
+                    shown,
+                    sockets,
+                    surroundings: surroundings.flatten(),
+                });
             }
+        }
+    }
+
+    /// Fills in the options of sockets, where the kernel's programs can tell them.
+    fn tell_options(&self, sockets: &mut [Socket]) {
+        if sockets.is_empty() {
+            return;
+        }
+        let Some(Ok(options)) = self.reader.open_files.get().map(OpenFiles::options) else { return };
+        for socket in sockets {
+            socket.options = options.get(&socket.key.cookie).copied();
         }
     }
 
@@ -294,6 +320,11 @@ impl Look<'_> {
                         Err(gap) => self.gaps.push(gap),
                     }
                     found.processes_read = scan.read;
+                    let mut sockets =
+                        self.namespaces.iter_mut().flat_map(|netns| netns.sockets.iter_mut().flatten());
+                    sockets.by_ref().filter(|socket| socket.options.is_none()).for_each(|socket| {
+                        socket.options = scan.options.get(&socket.inode).copied();
+                    });
                     take(scan, &mut wanted, found);
                 }
                 Err(error) => self.gaps.push(Gap::Processes(format!("{error:?}"))),

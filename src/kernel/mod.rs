@@ -14,10 +14,10 @@ pub mod memory;
 pub mod mounts;
 pub mod netlink;
 pub mod netns;
-pub mod ports;
 pub mod proc_events;
 pub mod process;
 pub mod sock_diag;
+pub mod surroundings;
 pub mod users;
 
 use std::fmt;

@@ -174,6 +174,7 @@ fn decode(netns: NetnsKey, protocol: Protocol, payload: &[u8]) -> Option<Socket>
         cgroup_id: find_attr(attributes, ATTR_CGROUP_ID)
             .and_then(|value| Some(u64::from_ne_bytes(value.get(..8)?.try_into().ok()?))),
         expires_ms: (state == SocketState::TimeWait).then_some(msg.expires),
+        options: None,
     })
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::claim::Claim;
 use super::netns::NetnsSelector;
 use super::socket::Protocol;
+use super::surroundings::Surroundings;
 use super::target::Target;
 
 /// Version of the JSON documents.
@@ -81,4 +82,7 @@ pub struct Answer {
     pub claims: Vec<Claim>,
     /// What to do next, in sentences.
     pub advice: Vec<String>,
+    /// What else a bind depends on, where that was asked.
+    #[serde(skip)]
+    pub surroundings: Option<Surroundings>,
 }

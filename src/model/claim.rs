@@ -134,6 +134,9 @@ pub struct Claim {
     pub v6only: Option<bool>,
     /// Interface the socket is bound to.
     pub interface: Option<String>,
+    /// Index of that interface in its namespace.
+    #[serde(skip)]
+    pub ifindex: Option<u32>,
     /// `SO_REUSEADDR`, null where the kernel does not tell.
     pub reuseaddr: Option<bool>,
     /// `SO_REUSEPORT`, null where the kernel does not tell.
@@ -189,6 +192,7 @@ pub(crate) mod fixtures {
             port: 8081,
             v6only: Some(false),
             interface: None,
+            ifindex: None,
             reuseaddr: None,
             reuseport: None,
             state: "LISTEN".to_owned(),

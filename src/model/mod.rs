@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod bind;
+pub mod can_bind;
 pub mod cgroup_path;
 pub mod claim;
 pub mod conflict;
@@ -15,4 +16,5 @@ pub mod moment;
 pub mod netns;
 pub mod process;
 pub mod socket;
+pub mod surroundings;
 pub mod target;

@@ -166,6 +166,15 @@ pub struct SocketKey {
     pub cookie: u64,
 }
 
+/// The options of a socket that let others bind beside it (socket(7)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// `SO_REUSEADDR`.
+    pub reuseaddr: bool,
+    /// `SO_REUSEPORT`.
+    pub reuseport: bool,
+}
+
 /// One socket with a local port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Socket {
@@ -195,6 +204,8 @@ pub struct Socket {
     pub cgroup_id: Option<u64>,
     /// Time left, for TIME_WAIT, in milliseconds.
     pub expires_ms: Option<u32>,
+    /// Options; `None` where nothing could tell them.
+    pub options: Option<SocketOptions>,
 }
 
 impl Socket {
@@ -230,6 +241,7 @@ mod tests {
             uid: 0,
             cgroup_id: None,
             expires_ms: None,
+            options: None,
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Every foreign string goes through [`Escaped`] on its way into text.
 
+mod can_bind;
 mod conflicts;
 mod findings;
 mod story;
@@ -12,6 +13,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+pub use can_bind::can_bind;
 pub use conflicts::conflicts;
 pub use findings::{Check, checks};
 pub use story::story;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::words;
@@ -14,9 +15,17 @@ use crate::model::socket::ClaimKind;
 /// Connections of one process on one port are told one by one up to this many.
 const CONNECTIONS_TOLD: usize = 3;
 
+/// What the telling of a claim depends on.
+pub(super) struct Told<'a> {
+    pub(super) now: Timestamp,
+    pub(super) source: AnswerSource,
+    pub(super) zone: &'a TimeZone,
+}
+
 /// The story of an answer, times in this zone. `asked` is the target as the user wrote it.
 pub fn story(answer: &Answer, asked: &str, zone: &TimeZone) -> String {
     let mut text = String::new();
+    let how = Told { now: answer.as_of, source: answer.source, zone };
     if answer.claims.is_empty() {
         nobody(&mut text, answer, asked);
     } else {
@@ -25,11 +34,11 @@ pub fn story(answer: &Answer, asked: &str, zone: &TimeZone) -> String {
         let (connections, others): (Vec<&Claim>, Vec<&Claim>) =
             answer.claims.iter().partition(|claim| is_passing(claim));
         for claim in others {
-            tell(&mut text, claim, answer, zone);
+            tell(&mut text, claim, &how);
         }
         for claim in &connections {
             if told < CONNECTIONS_TOLD {
-                tell(&mut text, claim, answer, zone);
+                tell(&mut text, claim, &how);
                 told += 1;
             }
         }
@@ -102,8 +111,9 @@ fn name(claim: &Claim) -> String {
     Escaped(claim.owner.name.as_deref().unwrap_or("?")).to_string()
 }
 
-fn tell(text: &mut String, claim: &Claim, answer: &Answer, zone: &TimeZone) {
-    let now = answer.as_of;
+/// Tells of one claim.
+pub(super) fn tell(text: &mut String, claim: &Claim, how: &Told<'_>) {
+    let (now, zone) = (how.now, how.zone);
     let mut head = format!("{} {}", claim.protocol, words::address(claim.address, claim.port));
     if let Some(peer) = &claim.peer {
         head += &format!(" → {}", words::address(peer.address, peer.port));
@@ -117,7 +127,7 @@ fn tell(text: &mut String, claim: &Claim, answer: &Answer, zone: &TimeZone) {
     }
     line(text, format_args!("\n{head}  in network namespace {}", words::netns(claim)));
     for holder in &claim.holders {
-        tell_holder(text, holder, answer, zone);
+        tell_holder(text, holder, how);
     }
     if claim.holders.is_empty() {
         fact(text, "process", &nobody_has_it(claim));
@@ -128,7 +138,7 @@ fn tell(text: &mut String, claim: &Claim, answer: &Answer, zone: &TimeZone) {
             fact(text, "", &Escaped(url).to_string());
         }
     }
-    match (claim.since, claim.kind, answer.source) {
+    match (claim.since, claim.kind, how.source) {
         (Some(since), _, _) => fact(text, "held", &format!("since {}", words::moment(since, now, zone))),
         (None, ClaimKind::Listener | ClaimKind::Bound, AnswerSource::Daemon) => {
             fact(text, "held", "since before the daemon started");
@@ -136,7 +146,11 @@ fn tell(text: &mut String, claim: &Claim, answer: &Answer, zone: &TimeZone) {
         _ => {}
     }
     if claim.reuseport == Some(true) {
-        fact(text, "shared", "SO_REUSEPORT: several sockets listen here, and connections reach any of them");
+        fact(
+            text,
+            "shared",
+            "SO_REUSEPORT: others of its user may listen here too, and connections reach any of them",
+        );
     }
     if let Some(binder) =
         claim.binder.as_ref().filter(|binder| !claim.holders.iter().any(|held| held.pid == binder.pid))
@@ -170,7 +184,7 @@ fn nobody_has_it(claim: &Claim) -> String {
     }
 }
 
-fn tell_holder(text: &mut String, holder: &Holder, answer: &Answer, zone: &TimeZone) {
+fn tell_holder(text: &mut String, holder: &Holder, how: &Told<'_>) {
     let mut who = format!("{}, pid {}", words::comm(holder), holder.pid);
     match (&holder.user, holder.uid) {
         (Some(user), _) => who += &format!(", user {}", Escaped(user)),
@@ -179,7 +193,7 @@ fn tell_holder(text: &mut String, holder: &Holder, answer: &Answer, zone: &TimeZ
     }
     who += &format!(", fd {}", holder.fd);
     if let Some(start) = holder.start_time {
-        who += &format!(", started {}", words::moment(start, answer.as_of, zone));
+        who += &format!(", started {}", words::moment(start, how.now, how.zone));
     }
     fact(text, "process", &who);
     if let Some(arguments) = holder.cmdline.as_deref().filter(|arguments| !arguments.is_empty()) {
@@ -222,6 +236,7 @@ pub(crate) mod fixtures {
             looked: Looked { netns: 3, processes: 214 },
             advice: crate::judge::advice::advice(&claims),
             claims,
+            surroundings: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Query, State};
@@ -20,9 +20,13 @@ use tokio::sync::Semaphore;
 
 use crate::engine::agent::Agent;
 use crate::engine::{Question, Topic, Unanswerable};
+use crate::judge::can_bind;
 use crate::kernel::clock;
-use crate::model::answer::SCHEMA;
+use crate::model::answer::{Answer, SCHEMA};
+use crate::model::can_bind::Manner;
 use crate::model::moment;
+use crate::model::netns::NetnsSelector;
+use crate::model::target::{Target, TargetError};
 
 /// Parameters of a question.
 #[derive(Debug, Deserialize)]
@@ -30,6 +34,19 @@ struct Parameters {
     target: Option<String>,
     netns: Option<String>,
     since: Option<String>,
+    #[serde(flatten)]
+    bind: BindParameters,
+}
+
+/// Parameters of `can-bind`; numbers and truth values come as text.
+#[derive(Debug, Deserialize)]
+struct BindParameters {
+    reuseaddr: Option<String>,
+    reuseport: Option<String>,
+    v6only: Option<String>,
+    uid: Option<String>,
+    interface: Option<String>,
+    wait_ms: Option<String>,
 }
 
 /// The document of a refusal.
@@ -60,10 +77,12 @@ pub fn router(agent: Agent) -> Router {
         .route("/v1/list", get(list))
         .route("/v1/leaks", get(leaks))
         .route("/v1/conflicts", get(conflicts))
+        .route("/v1/can-bind", get(may_bind))
         .fallback(|| async {
             refuse(
                 StatusCode::NOT_FOUND,
-                "no such path; there are /v1/who-holds, /v1/list, /v1/leaks, /v1/conflicts".to_owned(),
+                "no such path; there are /v1/who-holds, /v1/list, /v1/leaks, /v1/conflicts, /v1/can-bind"
+                    .to_owned(),
             )
         })
         .method_not_allowed_fallback(|| async {
@@ -107,6 +126,70 @@ async fn conflicts(State(desk): State<Desk>, parameters: Asked) -> Response {
     }
 }
 
+/// Longer than this nobody waits here in one go.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// While somebody waits for a port it is looked at this often at the least, and at the most.
+const LOOK_AT_LEAST: Duration = Duration::from_secs(1);
+const LOOK_AT_MOST: Duration = Duration::from_millis(20);
+
+async fn may_bind(State(desk): State<Desk>, parameters: Asked) -> Response {
+    let wish = parameters.map_err(|error| error.body_text()).and_then(|Query(parameters)| wish(parameters));
+    let (target, manner, netns, wait) = match wish {
+        Ok(wish) => wish,
+        Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
+    };
+    let end = Instant::now() + wait.min(LONGEST_WAIT);
+    let mut closes = desk.agent.closes();
+    loop {
+        closes.borrow_and_update();
+        let shares = manner.reuseaddr || manner.reuseport;
+        let topic = Topic::Bind { target: target.clone(), shares };
+        let answer = match ask(&desk, Question { topic, netns: netns.clone() }).await {
+            Ok(answer) => can_bind::judge(&target, &manner, answer),
+            Err(response) => return response,
+        };
+        let left = end.saturating_duration_since(Instant::now());
+        if answer.would_succeed == Some(true) || left.is_zero() {
+            return json(StatusCode::OK, &answer);
+        }
+        tokio::time::sleep(LOOK_AT_MOST.min(left)).await;
+        // A TIME_WAIT that ends, or a close that was lost, is told by nobody.
+        let _ = tokio::time::timeout(LOOK_AT_LEAST.min(left), closes.changed()).await;
+    }
+}
+
+type Wish = (Target, Manner, Option<NetnsSelector>, Duration);
+
+fn wish(parameters: Parameters) -> Result<Wish, String> {
+    let Parameters { target, netns, bind, .. } = parameters;
+    let target = target.ok_or("the parameter 'target' is missing")?;
+    let target = target.parse().map_err(|error: TargetError| error.to_string())?;
+    let wait = number("wait_ms", bind.wait_ms.as_deref())?;
+    let manner = Manner {
+        reuseaddr: truth("reuseaddr", bind.reuseaddr.as_deref())?,
+        reuseport: truth("reuseport", bind.reuseport.as_deref())?,
+        v6only: truth("v6only", bind.v6only.as_deref())?,
+        uid: number("uid", bind.uid.as_deref())?,
+        interface: bind.interface,
+    };
+    let netns = netns.as_deref().map(str::parse).transpose()?;
+    // A bind is one in one network namespace.
+    let netns = netns.unwrap_or_else(|| NetnsSelector::Name("host".to_owned()));
+    Ok((target, manner, Some(netns), Duration::from_millis(wait.into())))
+}
+
+fn truth(name: &str, text: Option<&str>) -> Result<bool, String> {
+    match text {
+        None | Some("false" | "0") => Ok(false),
+        Some("true" | "1" | "") => Ok(true),
+        Some(_) => Err(format!("the parameter '{name}' is true or false")),
+    }
+}
+
+fn number(name: &str, text: Option<&str>) -> Result<u32, String> {
+    text.map_or(Ok(0), str::parse).map_err(|_| format!("the parameter '{name}' is a number"))
+}
+
 async fn answer(
     desk: Desk,
     parameters: Asked,
@@ -120,17 +203,24 @@ async fn answer(
         Ok(question) => question,
         Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
     };
+    match ask(&desk, question).await {
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(response) => response,
+    }
+}
+
+/// Asks the agent when it is this question's turn. Errors: the response that says why not.
+async fn ask(desk: &Desk, question: Question) -> Result<Answer, Response> {
     let Ok(Ok(_turn)) = tokio::time::timeout(TURN_TIMEOUT, desk.turns.acquire()).await else {
-        return refuse(
+        return Err(refuse(
             StatusCode::SERVICE_UNAVAILABLE,
             Unanswerable::NoAgent("too many ask at once; ask again").to_string(),
-        );
+        ));
     };
-    match desk.agent.ask(question).await {
-        Ok(answer) => json(StatusCode::OK, &answer),
-        Err(why @ Unanswerable::NoSuchNetns(_)) => refuse(StatusCode::NOT_FOUND, why.to_string()),
-        Err(why) => refuse(StatusCode::SERVICE_UNAVAILABLE, why.to_string()),
-    }
+    desk.agent.ask(question).await.map_err(|why| match why {
+        Unanswerable::NoSuchNetns(_) => refuse(StatusCode::NOT_FOUND, why.to_string()),
+        why => refuse(StatusCode::SERVICE_UNAVAILABLE, why.to_string()),
+    })
 }
 
 fn refuse(status: StatusCode, error: String) -> Response {

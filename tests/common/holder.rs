@@ -16,7 +16,7 @@
 //!
 //! Ports that are left: `free:PROTOCOL:ADDR` (asked of the kernel and closed), `time-wait:ADDR`.
 //!
-//! Of the sockets that follow: `with:OPTION,…` out of `reuseaddr`, `reuseport`, `v6only`, `noport`.
+//! Of the sockets that follow: `with:OPTION,…` out of `reuseaddr`, `reuseport`, `v6only`, `noport`, `mptcp`.
 //!
 //! Surroundings: `netns` (a new one), `uid:N`, `without:CAPABILITY,…` (numbers; for programs run later), `cover:PATH` (with an
 //! empty directory, for this process and its children), `unmount:PATH`, `put:FROM=TO` (the same for a directory),

@@ -69,7 +69,7 @@ fn after_more_events_than_find_room_the_loss_is_said_and_the_table_is_the_kernel
     let told = |port: u16| !daemon.who_holds(port)["claims"].as_array().unwrap().is_empty();
     assert!(told(early.it().port()));
     daemon.signal(Signal::STOP);
-    // Each is 72 bytes, of 2 MiB.
+    // Eight are 584 bytes, of 2 MiB.
     let mut actions = vec!["tcp:127.0.0.1:0"; 10];
     actions.push("retry:40000:udp:127.0.0.1:0");
     actions.extend(vec!["tcp:127.0.0.1:0"; 10]);

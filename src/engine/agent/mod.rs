@@ -30,7 +30,7 @@ use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
 use crate::kernel::proc_events::{ProcEvents, ProcessEvent, fence};
 use crate::kernel::process::Reader;
 use crate::kernel::sock_diag::Depth;
-use crate::kernel::{Gap, Unreadable, clock, descriptors, memory, ports};
+use crate::kernel::{Gap, Unreadable, clock, descriptors, memory, surroundings};
 use crate::model::answer::Answer;
 use crate::model::conflict::Conflicts;
 
@@ -110,6 +110,7 @@ enum Purpose {
 pub struct Agent {
     messages: mpsc::Sender<Message>,
     status: watch::Receiver<Arc<Status>>,
+    closes: watch::Receiver<u64>,
 }
 
 /// A source of events.
@@ -148,7 +149,8 @@ impl Agent {
     ) -> (Agent, JoinHandle<()>) {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (publish, status) = watch::channel(Arc::new(Status::default()));
-        let agent = Agent { messages: messages.clone(), status };
+        let (closed, closes) = watch::channel(0);
+        let agent = Agent { messages: messages.clone(), status, closes };
         let engine = Engine::new(policy, reader.clock, Watching::Continuously);
         let task = Loop {
             engine,
@@ -156,6 +158,7 @@ impl Agent {
             watch,
             messages,
             publish,
+            closed,
             outside,
             sources: BTreeMap::new(),
             pace: Pace::default(),
@@ -168,6 +171,11 @@ impl Agent {
         };
         let task = tokio::spawn(task.run(queue));
         (agent, task)
+    }
+
+    /// Changes whenever a port was let go of, where that is told: how often it was.
+    pub fn closes(&self) -> watch::Receiver<u64> {
+        self.closes.clone()
     }
 
     /// Asks a question; the look is taken after every event that came before the question.
@@ -221,6 +229,7 @@ struct Loop<O> {
     watch: Watch,
     messages: mpsc::Sender<Message>,
     publish: watch::Sender<Arc<Status>>,
+    closed: watch::Sender<u64>,
     outside: O,
     sources: BTreeMap<&'static str, SourceStatus>,
     pace: Pace,
@@ -237,7 +246,7 @@ struct Loop<O> {
 
 impl<O: Outside> Loop<O> {
     async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
-        self.engine.set_ephemeral(ports::ephemeral());
+        self.engine.set_ephemeral(surroundings::ephemeral());
         // Subscribed before the first list: what starts in between is in one of the two.
         self.start_events();
         self.list_processes();
@@ -393,6 +402,7 @@ impl<O: Outside> Loop<O> {
             }
             Event::Close(event) => {
                 self.engine.close_event(event.cookie, self.reader.clock.at_monotonic(event.at));
+                self.closed.send_modify(|closes| *closes += 1);
                 self.stir();
             }
         }

@@ -16,11 +16,11 @@ enum kind {
 	KIND_CLOSE = 17,	/* a socket that was told of is closed, by pid */
 	KIND_BIND_FAILED = 18,	/* a bind was refused */
 	KIND_LISTEN_FAILED = 19,/* a listen was refused */
-	KIND_UNDECIDED = 20,	/* an attempt has led to no port yet, and may still be in its bind */
+	KIND_UNDECIDED = 20,	/* an attempt has led to no port in `other` ms, and may still be in its bind */
 };
 
 enum flags {
-	FLAG_REUSEADDR = 1,	/* KIND_*_FAILED: SO_REUSEADDR is set */
+	FLAG_REUSEADDR = 1,	/* SO_REUSEADDR is set */
 	FLAG_REUSEPORT = 2,	/* SO_REUSEPORT is set */
 	FLAG_V6ONLY = 4,	/* IPV6_V6ONLY is set */
 	FLAG_PRIVILEGED = 8,	/* has CAP_NET_BIND_SERVICE; looked up for refused binds of ports below 1024 only */
@@ -93,11 +93,11 @@ struct bind {
 	unsigned int netns;		/* inode of the socket's network namespace */
 	unsigned short port;		/* as asked for; once it is bound, as it is */
 	unsigned short asked_port;
-	unsigned char stage;		/* enum stage */
+	unsigned char address[16];
 	unsigned char protocol;
 	unsigned char family;
 	unsigned char reserved[5];
-	unsigned char address[16];
+	unsigned char stage;		/* enum stage; the last, as it is the first that changes while it may be read */
 };
 
 /* Binds that a slot keeps: they are told together. */
@@ -115,7 +115,7 @@ struct slot {
 	unsigned int index;		/* which slot it is */
 	unsigned int last;		/* number of the last bind */
 	unsigned int told;		/* binds before this number were told */
-	unsigned int reserved;
+	unsigned int busy;		/* threads that begin a bind now */
 	unsigned char kind;		/* KIND_BINDS, where a struct event has it */
 	unsigned char reserved_too[19];
 	struct bind binds[BINDS];
@@ -133,6 +133,13 @@ struct open_file {
 	unsigned int fd;
 	unsigned long long inode;
 	unsigned int kind;		/* enum file_kind */
+	unsigned int flags;		/* of sockets: enum flags */
+};
+
+/* The options of a socket that decide who may bind beside it. */
+struct socket_options {
+	unsigned long long cookie;
+	unsigned int flags;		/* enum flags */
 	unsigned int reserved;
 };
 
@@ -151,9 +158,10 @@ _Static_assert(__builtin_offsetof(struct signed_event, by.comm) == 84, "decoded 
 _Static_assert(__builtin_offsetof(struct exec, program) == 120, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct exec, data) == 376, "decoded by event.rs");
 _Static_assert(sizeof(struct open_file) == 24, "decoded by holders.rs");
+_Static_assert(sizeof(struct socket_options) == 16, "decoded by holders.rs");
 _Static_assert(sizeof(struct bind) == 64, "decoded by event.rs");
-_Static_assert(__builtin_offsetof(struct bind, stage) == 40, "decoded by event.rs");
-_Static_assert(__builtin_offsetof(struct bind, address) == 48, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct bind, stage) == 63, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct bind, address) == 40, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct slot, index) == 28, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct slot, kind) == __builtin_offsetof(struct event, kind), "told apart by it");
 _Static_assert(__builtin_offsetof(struct slot, binds) == 64, "decoded by event.rs");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::kernel::proc_events::{ProcessEvent, renamed};
 use crate::model::bind::{Actor, Bind, BindEvent, BindFlags, CloseEvent, Outcome};
-use crate::model::socket::Protocol;
+use crate::model::socket::{Protocol, SocketOptions};
 
 /// `sizeof(struct event)`, `sizeof(struct signed_event)`, and `offsetof(struct exec, data)`.
 const EVENT_BYTES: usize = 64;
@@ -93,7 +93,12 @@ pub(super) enum Told {
     /// What a thread has bound.
     Binds(Slot),
     /// A bind that has led to no port yet, and may be under way still: the refusal that it would be.
-    Undecided(BindEvent),
+    Undecided {
+        /// The refusal.
+        bind: BindEvent,
+        /// How old it was then.
+        age: Duration,
+    },
 }
 
 /// The last binds of a slot, as far as they succeeded.
@@ -108,11 +113,13 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// The binds from this number on that the slot still has, and how many it has no more.
-    pub(super) fn since(self, first: u32) -> (impl Iterator<Item = BindEvent>, u32) {
+    /// The binds from this number on that the slot still has, and how many it has no more: they were overwritten.
+    pub(super) fn since(self, first: u32) -> (Vec<BindEvent>, u32) {
         let new = self.end.wrapping_sub(first);
-        let binds = self.binds.into_iter().filter(move |(back, _)| *back <= new).map(|(_, bind)| bind);
-        (binds, new.saturating_sub(BINDS))
+        let binds: Vec<BindEvent> =
+            self.binds.into_iter().filter(|(back, _)| *back <= new).map(|(_, bind)| bind).collect();
+        let missed = new.saturating_sub(u32::try_from(binds.len()).unwrap_or(u32::MAX));
+        (binds, missed)
     }
 }
 
@@ -121,7 +128,9 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Told> {
     match Fields(bytes).u8(44)? {
         kind::BINDS => slot(bytes).map(Told::Binds),
         kind::UNDECIDED => match event(bytes)? {
-            Event::Bind(bind) => Some(Told::Undecided(bind)),
+            Event::Bind(bind) => {
+                Some(Told::Undecided { bind, age: Duration::from_millis(Fields(bytes).u32(24)?.into()) })
+            }
             _ => None,
         },
         _ => event(bytes).map(Told::One),
@@ -201,7 +210,7 @@ fn slot(bytes: &[u8]) -> Option<Slot> {
 /// A bind that succeeded; `None` for a place that none is in.
 fn success(bytes: &[u8]) -> Option<BindEvent> {
     let bind = Fields(bytes);
-    if bind.u8(40)? != STAGE_BOUND {
+    if bind.u8(63)? != STAGE_BOUND {
         return None;
     }
     let until = bind.duration(16)?;
@@ -215,13 +224,21 @@ fn success(bytes: &[u8]) -> Option<BindEvent> {
             at: bind.duration(0)?,
             pid: bind.u32(24)?,
             tid: bind.u32(28)?,
-            protocol: protocol(bind.u8(41)?)?,
-            address: bind.address(bind.u8(42)?, 48)?,
+            protocol: protocol(bind.u8(56)?)?,
+            address: bind.address(bind.u8(57)?, 40)?,
             port: bind.u16(36)?,
             asked_port: bind.u16(38)?,
         },
         by: None,
     })
+}
+
+/// `SO_REUSEADDR` and `SO_REUSEPORT` of `enum flags`.
+pub(super) fn options(flags: u32) -> SocketOptions {
+    SocketOptions {
+        reuseaddr: flags & u32::from(flag::REUSEADDR) != 0,
+        reuseport: flags & u32::from(flag::REUSEPORT) != 0,
+    }
 }
 
 fn protocol(number: u8) -> Option<Protocol> {
@@ -345,8 +362,10 @@ mod tests {
         assert_eq!((event.bind.pid, event.by), (10, None));
         let mut bytes = raw(kind::UNDECIDED);
         bytes[47] |= flag::UNPROVEN;
-        let Some(Told::Undecided(event)) = decode(&bytes) else { panic!("an attempt") };
-        assert_eq!(event.outcome, Outcome::Refused { errno: Some(98), proven: false });
+        bytes[24..28].copy_from_slice(&12u32.to_ne_bytes());
+        let Some(Told::Undecided { bind, age }) = decode(&bytes) else { panic!("an attempt") };
+        assert_eq!(age, Duration::from_millis(12));
+        assert_eq!(bind.outcome, Outcome::Refused { errno: Some(98), proven: false });
     }
 
     /// A slot with the binds of these numbers, whose cookies are their numbers too; those of even ones are closed.
@@ -361,7 +380,8 @@ mod tests {
             bind[8..12].copy_from_slice(&number.to_ne_bytes());
             bind[16] = if number % 2 == 0 { 9 } else { 0 };
             bind[36..38].copy_from_slice(&8081u16.to_ne_bytes());
-            bind[40..43].copy_from_slice(&[STAGE_BOUND, IPPROTO_UDP, AF_INET6]);
+            bind[56..58].copy_from_slice(&[IPPROTO_UDP, AF_INET6]);
+            bind[63] = STAGE_BOUND;
         }
         bytes
     }
@@ -372,7 +392,7 @@ mod tests {
             let Some(Told::Binds(slot)) = decode(bytes) else { panic!("a slot") };
             assert_eq!(slot.index, 5);
             let (binds, missed) = slot.since(first);
-            (binds.map(|bind| bind.cookie).collect::<Vec<_>>(), missed)
+            (binds.iter().map(|bind| bind.cookie).collect::<Vec<_>>(), missed)
         };
         let full = raw_slot(20, 12..20);
         assert_eq!(since(&full, 17), (vec![17, 18, 19], 0));
@@ -380,6 +400,8 @@ mod tests {
         assert_eq!(since(&full, 10), ((12..20).collect(), 2), "two were overwritten");
         let begun = raw_slot(2, [0, 1]);
         assert_eq!(since(&begun, 0), (vec![0, 1], 0));
+        let torn = raw_slot(2, [1]);
+        assert_eq!(since(&torn, 0), (vec![1], 1), "one was overwritten while the slot was read");
         let around = raw_slot(1, [u32::MAX, 0]);
         assert_eq!(since(&around, u32::MAX), (vec![u64::from(u32::MAX), 0], 0));
         assert_eq!(decode(&full[..full.len() - 1]), None);
@@ -388,7 +410,7 @@ mod tests {
     #[test]
     fn a_bind_of_a_slot_is_open_or_closed() {
         let Some(Told::Binds(slot)) = decode(&raw_slot(2, [0, 1])) else { panic!("a slot") };
-        let told: Vec<_> = slot.since(0).0.collect();
+        let (told, _) = slot.since(0);
         let closed = Outcome::Bound { until: Some(Duration::from_nanos(9)) };
         let outcomes: Vec<_> = told.iter().map(|bind| bind.outcome).collect();
         assert_eq!(outcomes, [closed, Outcome::Bound { until: None }]);
@@ -437,7 +459,7 @@ mod tests {
         fn no_slot_panics(mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 45..700), first: u32) {
             bytes[44] = kind::BINDS;
             if let Some(Told::Binds(slot)) = decode(&bytes) {
-                proptest::prop_assert!(slot.since(first).0.count() <= BINDS as usize);
+                proptest::prop_assert!(slot.since(first).0.len() <= BINDS as usize);
             }
         }
 

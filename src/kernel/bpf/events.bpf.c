@@ -67,21 +67,6 @@ struct {
 	__type(value, struct netns);
 } namespaces SEC(".maps");
 
-/* Sockets that began to listen, at the last bits of their cookies. */
-#define LISTENS 1024
-
-struct listen {
-	__u64 cookie;
-	__u64 tick;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, LISTENS);
-	__type(key, __u32);
-	__type(value, struct listen);
-} listens SEC(".maps");
-
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -155,6 +140,18 @@ static __always_inline struct slot *slot_of(__u32 tid)
 static __always_inline struct bind *bind_of(struct slot *slot, __u32 number)
 {
 	return &slot->binds[number & (BINDS - 1)];
+}
+
+/*
+ * The socket of a slot's last bind. To be read before that bind is seen to be an attempt still: a thread that shares the slot
+ * decides an attempt before it puts its own socket here.
+ */
+static __always_inline struct sock *last_socket(struct slot *slot)
+{
+	struct sock *sk = (struct sock *)*(volatile unsigned long long *)&slot->sk;
+
+	barrier();
+	return sk;
 }
 
 /* Who: the current process, as it is now. */
@@ -280,32 +277,35 @@ enum end { END_GONE, END_REFUSED, END_BOUND };
  * How a slot's last attempt has ended, if its thread is in no bind any more: the socket is there still and has the port, or
  * has none. Whoever was refused may have got another one since, by connecting.
  */
-static __always_inline int has_port(struct slot *slot, struct bind *bind)
+static __always_inline int has_port(struct bind *bind, struct sock *sk)
 {
-	struct sock *sk = (struct sock *)slot->sk;
 	__u16 port = BPF_CORE_READ(sk, __sk_common.skc_num);
 
-	if (!port || (bind->asked_port && port != bind->asked_port))
+	if (!port)
+		return 0;
+	/* A program after ours may have chosen another port: then bind(2) has locked that one. */
+	if (bind->asked_port && port != bind->asked_port && !(BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK))
 		return 0;
 	bind->port = port;
 	bind->stage = STAGE_BOUND;
 	return 1;
 }
 
-static __noinline int look_at(struct slot *slot, struct bind *bind)
+static __noinline int look_at(struct bind *bind, struct sock *sk)
 {
-	struct sock *sk = (struct sock *)slot->sk;
-
 	if (BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) != bind->cookie)
 		return END_GONE;
-	return has_port(slot, bind) ? END_BOUND : END_REFUSED;
+	/* Closed, and still in memory. */
+	if (!BPF_CORE_READ(sk, __sk_common.skc_refcnt.refs.counter) || BPF_CORE_READ(sk, __sk_common.skc_flags) & 1UL << bpf_core_enum_value(enum sock_flags, SOCK_DEAD))
+		return END_GONE;
+	return has_port(bind, sk) ? END_BOUND : END_REFUSED;
 }
 
 /*
  * A slot's last attempt has ended without a port. Where the kernel was to choose one that is no refusal: with
  * IP_BIND_ADDRESS_NO_PORT it chooses at connect(2).
  */
-static __noinline void refused(struct slot *slot, struct bind *bind, int error, unsigned char flags)
+static __noinline void refused(struct slot *slot, struct bind *bind, struct sock *sk, int error, unsigned char flags)
 {
 	struct open *open = open_of(bind->cookie);
 
@@ -314,7 +314,7 @@ static __noinline void refused(struct slot *slot, struct bind *bind, int error, 
 		open->cookie = 0;
 	flush(slot);
 	if (bind->port || error)
-		refuse(bind, flags & FLAG_UNPROVEN ? 0 : (struct sock *)slot->sk, KIND_BIND_FAILED, error, flags);
+		refuse(bind, sk, KIND_BIND_FAILED, error, flags);
 }
 
 static __always_inline __u32 netns_inode(__u64 cookie, void *socket)
@@ -336,18 +336,19 @@ static __always_inline __u32 netns_inode(__u64 cookie, void *socket)
 static __always_inline struct bind *next_of(struct slot *slot, __u32 tid, __u64 now)
 {
 	struct bind *last = bind_of(slot, slot->last);
+	struct sock *sk = last_socket(slot);
 
 	if (last->stage == STAGE_ATTEMPT) {
-		int end = look_at(slot, last);
+		int end = look_at(last, sk);
 
 		/*
 		 * A thread does one thing after the other: its attempt before this one has ended. One of another thread that
 		 * shares the slot may be in the middle of it.
 		 */
 		if (end == END_REFUSED && last->tid == tid) {
-			refused(slot, last, 0, 0);
+			refused(slot, last, sk, 0, 0);
 		} else if (end == END_REFUSED && now - last->at_ns > LONG_AGO_NS) {
-			refused(slot, last, 0, FLAG_UNPROVEN);
+			refused(slot, last, 0, 0, FLAG_UNPROVEN);
 		} else if (end != END_BOUND) {
 			COUNT(lost);
 			if (end == END_REFUSED)
@@ -363,22 +364,21 @@ static __always_inline struct bind *next_of(struct slot *slot, __u32 tid, __u64 
 	return bind_of(slot, slot->last);
 }
 
-static __always_inline int begin(struct bpf_sock_addr *ctx, unsigned char family)
+static __always_inline struct bind *note(struct bpf_sock_addr *ctx, unsigned char family, struct slot *slot, __u64 ids)
 {
 	unsigned char protocol = protocol_of(ctx->protocol);
 	struct bpf_sock *socket = ctx->sk;
-	__u64 ids = bpf_get_current_pid_tgid();
-	struct slot *slot = slot_of(ids);
+	__u64 now = ticked(slot);
 	struct bind *bind;
 	struct open *open;
-	__u64 now;
+	__u32 number;
 
-	if (!protocol || !socket || !slot)
-		return 1;
-	now = ticked(slot);
+	if (!protocol || !socket)
+		return 0;
 	bind = next_of(slot, ids, now);
 	if (!bind)
-		return 1;
+		return 0;
+	number = slot->last;
 	bind->stage = STAGE_NONE;
 	slot->kind = KIND_BINDS;
 	slot->index = ids & (SLOTS - 1);
@@ -406,16 +406,43 @@ static __always_inline int begin(struct bpf_sock_addr *ctx, unsigned char family
 		/* bind(2) refuses a socket that has a port. */
 		flush(slot);
 		refuse(bind, plain(socket), KIND_BIND_FAILED, -EINVAL, 0);
-		return 1;
+		return 0;
 	}
 	open = open_of(bind->cookie);
 	if (open) {
+		/* The end of that one will be seen by nobody. */
+		if (open->cookie && open->cookie != bind->cookie)
+			COUNT(lost);
 		open->cookie = bind->cookie;
-		open->slot = slot->index;
-		open->number = slot->last;
+		open->slot = ids & (SLOTS - 1);
+		open->number = number;
 	}
-	bind->stage = STAGE_ATTEMPT;
+	return bind;
+}
+
+/*
+ * Of threads that share a slot one at a time writes to it; what another one binds meanwhile is not seen, and said to be lost. An
+ * addition that tells what was there before is of Linux 5.12: after a blind one whoever reads 1 is alone.
+ */
+static __always_inline int begin(struct bpf_sock_addr *ctx, unsigned char family)
+{
+	__u64 ids = bpf_get_current_pid_tgid();
+	struct slot *slot = slot_of(ids);
+	struct bind *bind;
+
+	if (!slot)
+		return 1;
 	COUNT(attempts);
+	__sync_fetch_and_add(&slot->busy, 1);
+	if (*(volatile __u32 *)&slot->busy == 1) {
+		bind = note(ctx, family, slot, ids);
+		barrier();
+		if (bind)
+			bind->stage = STAGE_ATTEMPT;
+	} else {
+		COUNT(lost);
+	}
+	__sync_fetch_and_add(&slot->busy, -1);
 	return 1;
 }
 
@@ -435,22 +462,31 @@ SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct open *open = open_of(cookie);
 	struct event event = {};
+	struct open *open;
 	struct slot *slot;
 	struct bind *bind;
+	struct sock *sk;
 	__u64 now, ids;
 
+	/* One of MPTCP leaves its port to a TCP socket behind it, which is released by nobody. */
+	if (ctx->protocol == IPPROTO_MPTCP && bpf_core_field_exists(struct mptcp_sock, first)) {
+		struct mptcp_sock *front = (struct mptcp_sock *)plain(ctx);
+
+		cookie = BPF_CORE_READ(front, first, __sk_common.skc_cookie.counter);
+	}
+	open = open_of(cookie);
 	if (!open || open->cookie != cookie)
 		return 1;
 	slot = slot_at(open->slot);
 	if (!slot)
 		return 1;
 	bind = bind_of(slot, open->number);
+	sk = last_socket(slot);
 	now = ticked(slot);
 	if (bind->cookie == cookie) {
-		if (bind->stage == STAGE_ATTEMPT && !has_port(slot, bind)) {
-			refused(slot, bind, 0, 0);
+		if (bind->stage == STAGE_ATTEMPT && !has_port(bind, sk)) {
+			refused(slot, bind, sk, 0, 0);
 			return 1;
 		}
 		/* An atomic addition is a barrier too: either this is told with the bind, or the bind is seen to be told. */
@@ -476,54 +512,52 @@ SEC("raw_tp")
 int look_through(struct bpf_raw_tracepoint_args *ctx)
 {
 	__u32 first = (__u32)ctx->args[0] * LOOKED_THROUGH;
+	__u64 now = bpf_ktime_get_ns();
+	struct event event = {};
 
 	for (__u32 i = 0; i < LOOKED_THROUGH; i++) {
 		struct slot *slot = slot_at(first + i);
 		struct bind *bind;
+		struct sock *sk;
 		int end;
 
 		if (!slot)
 			continue;
 		bind = bind_of(slot, slot->last);
-		end = bind->stage == STAGE_ATTEMPT ? look_at(slot, bind) : END_GONE;
+		sk = last_socket(slot);
+		end = bind->stage == STAGE_ATTEMPT ? look_at(bind, sk) : END_GONE;
 		flush(slot);
-		if (end == END_REFUSED)
-			refuse(bind, 0, KIND_UNDECIDED, 0, FLAG_UNPROVEN);
+		if (end != END_REFUSED || bind->stage != STAGE_ATTEMPT)
+			continue;
+		recall(&event, bind);
+		event.kind = KIND_UNDECIDED;
+		event.flags = FLAG_UNPROVEN;
+		event.other = (now - bind->at_ns) / 1000000;
+		tell(&event, sizeof(event));
 	}
 	return 0;
 }
 
-/* A listen that is refused shows as LISTEN and CLOSE in one call, which takes less than two ticks. */
-#define SAME_CALL_TICKS 1
-/* Both directions: the socket is being closed. */
-#define SHUTDOWN_MASK 3
-
+/*
+ * A listen that is refused shows as LISTEN and CLOSE in one call. What tells it from a listener's end is that it was never hashed:
+ * the kernel marks a listener when it is (SOCK_RCU_FREE, `__inet_hash`). One that has listened before keeps the mark.
+ */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(state, struct sock *sk, int before, int after)
 {
-	__u64 cookie;
-	__u32 index;
-	struct listen *listen;
 	struct bind bind = {};
 
-	if (after != TCP_LISTEN && (before != TCP_LISTEN || sk->sk_shutdown == SHUTDOWN_MASK))
-		return 0;
-	/* The cookie is read, not asked for: the helper is allowed here since Linux 5.12 only. */
-	cookie = sk->__sk_common.skc_cookie.counter;
-	index = cookie & (LISTENS - 1);
-	listen = bpf_map_lookup_elem(&listens, &index);
-	if (!listen)
-		return 0;
 	if (after == TCP_LISTEN) {
 		COUNT(listens);
-		listen->tick = bpf_jiffies64();
-		listen->cookie = cookie;
 		return 0;
 	}
-	if (listen->cookie != cookie || bpf_jiffies64() - listen->tick > SAME_CALL_TICKS)
+	if (before != TCP_LISTEN || after != TCP_CLOSE)
+		return 0;
+	if (sk->__sk_common.skc_flags & 1UL << bpf_core_enum_value(enum sock_flags, SOCK_RCU_FREE))
 		return 0;
 	bind.at_ns = bpf_ktime_get_ns();
-	bind.cookie = cookie;
+	/* The cookie is read, not asked for: the helper is allowed here since Linux 5.12 only. */
+	bind.cookie = sk->__sk_common.skc_cookie.counter;
 	bind.pid = bpf_get_current_pid_tgid() >> 32;
 	bind.tid = bpf_get_current_pid_tgid();
 	bind.port = sk->__sk_common.skc_num;
@@ -550,7 +584,7 @@ static __always_inline void bind_ended(struct socket *socket, int result)
 		return;
 	bind = bind_of(slot, slot->last);
 	if (bind->stage == STAGE_ATTEMPT && bind->cookie == (__u64)socket->sk->__sk_common.skc_cookie.counter)
-		refused(slot, bind, result, 0);
+		refused(slot, bind, socket->sk, result, 0);
 }
 
 SEC("fexit/inet_bind")
@@ -568,19 +602,18 @@ int BPF_PROG(inet6_bind_ended, struct socket *socket, void *address, int length,
 }
 
 /* The current thread is about to become another program, or nobody: what it has bound as what it is now is told before. */
-static __always_inline void flush_own(void)
+static __always_inline void flush_own(__u32 tid)
 {
-	__u64 ids = bpf_get_current_pid_tgid();
-	struct slot *slot = slot_of(ids);
+	struct slot *slot = slot_of(tid);
 	struct bind *bind;
+	struct sock *sk;
 
 	if (!slot)
 		return;
 	bind = bind_of(slot, slot->last);
-	if (bind->tid != (__u32)ids)
-		return;
-	if (bind->stage == STAGE_ATTEMPT)
-		look_at(slot, bind);
+	sk = last_socket(slot);
+	if (bind->stage == STAGE_ATTEMPT && bind->tid == tid)
+		look_at(bind, sk);
 	flush(slot);
 }
 
@@ -630,7 +663,8 @@ int BPF_PROG(execed, struct task_struct *task, int old_pid, struct linux_binprm 
 
 	if (!exec || !mm)
 		return 0;
-	flush_own();
+	/* Whichever thread it was, it has the number of the first by now. */
+	flush_own(old_pid);
 	now(&exec->event, KIND_EXEC);
 	exec->event.event.other = BPF_CORE_READ(task, real_parent, tgid);
 	exec->event.event.netns = netns_of(task);
@@ -667,7 +701,7 @@ int BPF_PROG(exited, struct task_struct *task)
 {
 	struct signed_event told = {};
 
-	flush_own();
+	flush_own(task->pid);
 	/* Threads end one by one; the process ends with the last. */
 	if (task->signal->live.counter != 0)
 		return 0;

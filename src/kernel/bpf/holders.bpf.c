@@ -2,9 +2,54 @@
 /*
  * Who has which socket open, and who keeps a namespace: a walk over all open files of all processes inside the kernel, which
  * needs no look into /proc/PID/fd. An object of its own, so that a command that wants nothing else loads nothing else.
+ *
+ * And what nothing else tells of sockets: whether they let others bind beside them. Walks over the sockets of the network
+ * namespace of whoever asks find those that no process has open too (TIME_WAIT); bound TCP sockets that neither listen nor are
+ * connected are found as open files only.
  */
 #include "kernel.h"
 #include "event.h"
+
+static __always_inline unsigned int options_of(struct sock_common *common)
+{
+	unsigned int flags = 0;
+
+	if (BPF_CORE_READ_BITFIELD_PROBED(common, skc_reuse))
+		flags |= FLAG_REUSEADDR;
+	if (BPF_CORE_READ_BITFIELD_PROBED(common, skc_reuseport))
+		flags |= FLAG_REUSEPORT;
+	return flags;
+}
+
+static __always_inline void tell_options(struct seq_file *seq, struct sock_common *common)
+{
+	struct socket_options options = {
+		.cookie = BPF_CORE_READ(common, skc_cookie.counter),
+		.flags = options_of(common),
+	};
+
+	bpf_seq_write(seq, &options, sizeof(options));
+}
+
+SEC("iter/tcp")
+int tcp_options(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *common = ctx->sk_common;
+
+	if (common)
+		tell_options(ctx->meta->seq, common);
+	return 0;
+}
+
+SEC("iter/udp")
+int udp_options(struct bpf_iter__udp *ctx)
+{
+	struct udp_sock *socket = ctx->udp_sk;
+
+	if (socket)
+		tell_options(ctx->meta->seq, &socket->inet.sk.__sk_common);
+	return 0;
+}
 
 SEC("iter/task_file")
 int open_files(struct bpf_iter__task_file *ctx)
@@ -26,6 +71,7 @@ int open_files(struct bpf_iter__task_file *ctx)
 		if (family != AF_INET && family != AF_INET6)
 			return 0;
 		found.kind = FILE_SOCKET;
+		found.flags = options_of(&sk->__sk_common);
 	} else if (file->f_inode->i_sb->s_magic == NSFS_MAGIC) {
 		found.kind = FILE_NAMESPACE;
 	} else {

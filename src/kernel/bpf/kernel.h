@@ -21,6 +21,7 @@
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define IPPROTO_MPTCP 262
+#define TCP_CLOSE 7
 #define TCP_LISTEN 10
 #define NSFS_MAGIC 0x6e736673
 #define S_IFMT 0170000
@@ -29,13 +30,14 @@
 #define CAP_NET_BIND_SERVICE 10
 /* include/net/sock.h */
 #define SK_CAN_REUSE 1
-#define SOCK_BINDADDR_LOCK 4
 #define SOCK_BINDPORT_LOCK 8
+enum sock_flags { SOCK_DEAD, SOCK_RCU_FREE };
 /* include/uapi/asm-generic/errno-base.h */
 #define EINVAL 22
 
 typedef struct { long long counter; } atomic64_t;
 typedef struct { int counter; } atomic_t;
+typedef struct { atomic_t refs; } refcount_t;
 
 struct ns_common { unsigned int inum; } SHARED;
 struct net { struct ns_common ns; } SHARED;
@@ -45,10 +47,8 @@ struct in6_addr___k { unsigned char bytes[16]; };
 
 struct sock_common {
 	unsigned short skc_num;
-	unsigned short skc_dport;
 	unsigned int skc_rcv_saddr;
 	unsigned short skc_family;
-	volatile unsigned char skc_state;
 	unsigned char skc_reuse : 4;
 	unsigned char skc_reuseport : 1;
 	unsigned char skc_ipv6only : 1;
@@ -56,17 +56,20 @@ struct sock_common {
 	possible_net_t skc_net;
 	struct in6_addr___k skc_v6_rcv_saddr;
 	atomic64_t skc_cookie;
+	unsigned long skc_flags;
+	refcount_t skc_refcnt;
 } SHARED;
 
 struct socket;
 struct sock {
 	struct sock_common __sk_common;
-	unsigned short sk_protocol;
-	unsigned char sk_shutdown;
 	unsigned char sk_userlocks : 4;
-	struct socket *sk_socket;
 } SHARED;
 struct socket { struct sock *sk; } SHARED;
+/* The TCP socket behind one of MPTCP. */
+struct mptcp_sock { struct sock *first; } SHARED;
+struct inet_sock { struct sock sk; } SHARED;
+struct udp_sock { struct inet_sock inet; } SHARED;
 
 struct nsproxy { struct net *net_ns; } SHARED;
 struct mm_struct { unsigned long arg_start, arg_end, env_start, env_end; } SHARED;
@@ -99,7 +102,7 @@ struct file {
 	void *private_data;
 } SHARED;
 
-/* kernel/bpf/task_iter.c */
+/* kernel/bpf/task_iter.c, net/ipv4/tcp_ipv4.c, net/ipv4/udp.c */
 struct seq_file;
 struct bpf_iter_meta { struct seq_file *seq; } SHARED;
 struct bpf_iter__task_file {
@@ -107,6 +110,14 @@ struct bpf_iter__task_file {
 	struct task_struct *task;
 	__u32 fd;
 	struct file *file;
+} SHARED;
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+} SHARED;
+struct bpf_iter__udp {
+	struct bpf_iter_meta *meta;
+	struct udp_sock *udp_sk;
 } SHARED;
 
 #endif

@@ -30,7 +30,7 @@ pub(super) enum Hook {
 /// The program that tells what the slots hold; its only argument is which part of them.
 pub(super) const LOOK_THROUGH: &str = "look_through";
 
-/// Every program of `events.bpf.c`. The ends of sockets come first, so that none is seen to begin without its end.
+/// Every program of `events.bpf.c`. Ends are attached before beginnings, so that none is seen to begin without its end.
 pub(super) const PROGRAMS: [(Gain, &str, Hook); 11] = [
     (Gain::Binds, LOOK_THROUGH, Hook::Asked),
     (Gain::Binds, "sock_release", Hook::Socket),

@@ -15,7 +15,7 @@ use super::event::{self, Event, Told};
 use super::load::{self, Hook, Loaded, PROGRAMS};
 use super::{Gain, Reasons, Unavailable};
 use crate::kernel::proc_events::{ProcessEvent, fence};
-use crate::kernel::{clock, process};
+use crate::kernel::process;
 use crate::model::bind::{BindEvent, Outcome};
 
 /// The programs, compiled: `scripts/bpf` makes it from `events.bpf.c`, CI compares.
@@ -97,12 +97,22 @@ pub struct Source {
     told: HashMap<(u64, Duration), bool>,
     /// Whether the slots may hold something new.
     unlooked: bool,
+    /// Whether the ring was empty after the last reading.
+    emptied: bool,
+    /// Fences that were read, and those that have to wait for another look.
+    fences: Vec<Event>,
+    held_back: Vec<Event>,
 }
 
 impl Source {
     /// Loads and attaches whatever this kernel takes. Errors: not even binds can be watched.
     pub fn load(reasons: Reasons) -> Result<Self, Unavailable> {
         let mut source = Source::of(OBJECT, &PROGRAMS, reasons)?;
+        source.look_through().map_err(|error| {
+            Unavailable::Failed(format!(
+                "its programs cannot be run (BPF_PROG_TEST_RUN, Linux 5.10): {error}"
+            ))
+        })?;
         source.prove()?;
         Ok(source)
     }
@@ -139,6 +149,9 @@ impl Source {
             next: vec![0; SLOTS as usize],
             told: HashMap::new(),
             unlooked: false,
+            emptied: true,
+            fences: Vec::new(),
+            held_back: Vec::new(),
         })
     }
 
@@ -160,55 +173,71 @@ impl Source {
     /// Waits for events and takes those that have come; none after a while without any. Errors: the source has ended.
     pub fn receive(&mut self) -> io::Result<Drained> {
         let hurried = self.wait()?;
-        let mut lost = 0;
-        let mut events = self.drain(&mut lost);
+        let mut drained = Drained::default();
+        self.drain(&mut drained);
+        // Those that arrived while the slots were looked through stand for what those may hold still.
+        let mut fences = std::mem::take(&mut self.fences);
+        fences.append(&mut self.held_back);
         let counted = self.counted()?;
         let before = std::mem::replace(&mut self.before, counted);
-        let begun = counted.begun.saturating_sub(before.begun);
-        self.unlooked |= begun > 0;
+        drained.binds = counted.begun.saturating_sub(before.begun);
+        self.unlooked |= drained.binds > 0;
         // What the slots hold may explain a refusal, and has happened before a fence that is here arrived.
         let refused = |event: &Event| matches!(event, Event::Bind(event) if !matches!(event.outcome, Outcome::Bound { .. }));
-        let fence = |event: &Event| matches!(event, Event::Process(ProcessEvent::Fence { .. }));
-        let fence = events.iter().position(fence);
-        let due = Instant::now() >= self.next_look;
-        if self.unlooked && (hurried || due || fence.is_some() || events.iter().any(refused)) {
+        let due =
+            Instant::now() >= self.next_look || !fences.is_empty() || drained.events.iter().any(refused);
+        if self.unlooked && (hurried || due) {
             self.next_look = Instant::now() + LOOK_EVERY;
             self.unlooked = false;
-            // One that is undecided no more is told by an event, which may be on its way.
-            self.told.retain(|_, undecided| std::mem::replace(undecided, false));
+            if self.emptied {
+                // One that is undecided no more is told by an event, which may be on its way.
+                self.told.retain(|_, undecided| std::mem::replace(undecided, false));
+            }
             self.look_through()?;
-            let at = fence.unwrap_or(events.len());
-            let found = self.drain(&mut lost);
-            events.splice(at..at, found);
+            self.drain(&mut drained);
+            if !self.fences.is_empty() {
+                self.held_back = std::mem::take(&mut self.fences);
+                self.hurry.now();
+            }
         }
-        lost += counted.lost.saturating_sub(before.lost);
-        Ok(Drained { events, binds: begun, lost })
+        drained.events.extend(fences);
+        drained.lost += counted.lost.saturating_sub(before.lost);
+        Ok(drained)
     }
 
-    /// Takes what is in the ring.
-    fn drain(&mut self, lost: &mut u64) -> Vec<Event> {
-        let mut events = Vec::new();
-        while events.len() < BATCH {
-            let Some(told) = self.ring.next().map(|item| event::decode(&item)) else { break };
+    /// Takes what is in the ring. Fences are put aside: they come after all that is told with them.
+    fn drain(&mut self, drained: &mut Drained) {
+        for _ in 0..BATCH {
+            let Some(told) = self.ring.next().map(|item| event::decode(&item)) else {
+                self.emptied = true;
+                return;
+            };
             match told {
                 None => {}
                 Some(Told::Binds(slot)) => {
-                    let Some(next) = self.next.get_mut(slot.index as usize) else { continue };
-                    // It may have been told by two cores at once: then the second has nothing new.
-                    let first = *next;
-                    if slot.end.wrapping_sub(first) > u32::MAX / 2 {
+                    let Some(next) = self.next.get_mut(slot.index as usize) else {
+                        drained.lost += 1;
                         continue;
+                    };
+                    // It may have been told by two cores at once: then the second has nothing new.
+                    if slot.end.wrapping_sub(*next) <= u32::MAX / 2 {
+                        let first = std::mem::replace(next, slot.end);
+                        let (binds, missed) = slot.since(first);
+                        drained.lost += u64::from(missed);
+                        drained.events.extend(binds.into_iter().map(Event::Bind));
                     }
-                    *next = slot.end;
-                    let (binds, missed) = slot.since(first);
-                    *lost += u64::from(missed);
-                    events.extend(binds.map(Event::Bind));
                 }
-                Some(Told::Undecided(bind)) => events.extend(self.decided(bind).map(Event::Bind)),
-                Some(Told::One(event)) => events.extend(Some(event).filter(|event| self.is_news(event))),
+                Some(Told::Undecided { bind, age }) => {
+                    drained.events.extend(self.decided(bind, age).map(Event::Bind));
+                }
+                Some(Told::One(event)) if !self.is_news(&event) => {}
+                Some(Told::One(fence @ Event::Process(ProcessEvent::Fence { .. }))) => {
+                    self.fences.push(fence);
+                }
+                Some(Told::One(event)) => drained.events.push(event),
             }
         }
-        events
+        self.emptied = false;
     }
 
     /// Whether this has not been told yet: a refusal may have been when it was undecided.
@@ -233,10 +262,9 @@ impl Source {
         Ok(())
     }
 
-    /// An attempt of a while ago: refused, if its thread is in no bind any more. Its socket is open still.
-    fn decided(&mut self, bind: BindEvent) -> Option<BindEvent> {
+    /// An attempt that had led to no port at that age: refused, if its thread is in no bind any more. Its socket is open still.
+    fn decided(&mut self, bind: BindEvent, age: Duration) -> Option<BindEvent> {
         let (pid, tid, at) = (bind.bind.pid, bind.bind.tid, bind.bind.at);
-        let age = clock::monotonic().saturating_sub(at);
         let outside = || process::is_outside_calls(pid, tid, &process::BINDING_CALLS);
         if age <= OVERDUE || (age <= STARVED && !outside()) {
             self.unlooked = true;

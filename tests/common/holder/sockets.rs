@@ -25,6 +25,7 @@ pub(crate) struct Options {
     reuseport: bool,
     v6only: bool,
     noport: bool,
+    mptcp: bool,
 }
 
 impl Options {
@@ -36,6 +37,7 @@ impl Options {
                 "reuseport" => options.reuseport = true,
                 "v6only" => options.v6only = true,
                 "noport" => options.noport = true,
+                "mptcp" => options.mptcp = true,
                 other => panic!("unknown option {other}"),
             }
         }
@@ -64,6 +66,7 @@ impl fmt::Display for Tried {
 pub(crate) fn socket((protocol, address): Place, options: Options) -> OwnedFd {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let (kind, number) = match protocol {
+        Protocol::Tcp if options.mptcp => (SocketType::STREAM, ipproto::MPTCP),
         Protocol::Tcp => (SocketType::STREAM, ipproto::TCP),
         Protocol::Udp => (SocketType::DGRAM, ipproto::UDP),
     };

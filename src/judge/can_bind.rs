@@ -1,0 +1,238 @@
+//! Would the kernel allow this bind? From the claims on its port and the surroundings, without binding anything.
+//!
+//! Source: `__inet_bind` in net/ipv4/af_inet.c, `__inet6_bind` in net/ipv6/af_inet6.c: the checks are in their order. What other
+//! programs at the cgroup's hooks or a security module would say is not known.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::overlap::{self, Place, Standing};
+use crate::model::answer::{Answer, SCHEMA};
+use crate::model::can_bind::{CanBind, Manner, OneBind};
+use crate::model::claim::Claim;
+use crate::model::socket::{ClaimKind, Protocol};
+use crate::model::surroundings::Surroundings;
+use crate::model::target::Target;
+
+/// One bind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish<'a> {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Address; the IPv6 wildcard for every address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// How.
+    pub manner: &'a Manner,
+}
+
+/// What the kernel would say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruling<'a> {
+    /// The error, or that there is none; `None` where it depends on what is not known.
+    pub errno: Option<Result<(), &'static str>>,
+    /// What stands in the way.
+    pub blockers: Vec<&'a Claim>,
+    /// What may stand in the way: its options are not known.
+    pub undecided: Vec<&'a Claim>,
+}
+
+/// Judges one bind. `claims` are the sockets of that namespace on that port, and perhaps others.
+pub fn rule<'a>(wish: &Wish<'_>, claims: &'a [Claim], here: &Surroundings) -> Ruling<'a> {
+    let refused = |errno| Ruling { errno: Some(Err(errno)), blockers: Vec::new(), undecided: Vec::new() };
+    if let Some(errno) = before_sockets(wish, here) {
+        return refused(errno);
+    }
+    let new = Place {
+        protocol: wish.protocol,
+        address: wish.address,
+        v6only: wish.manner.v6only,
+        ifindex: wish.manner.interface.as_deref().and_then(|name| here.ifindex(name)),
+        reuseaddr: Some(wish.manner.reuseaddr),
+        reuseport: Some(wish.manner.reuseport),
+        uid: Some(wish.manner.uid),
+        standing: Standing::Other,
+    };
+    let (mut blockers, mut undecided) = (Vec::new(), Vec::new());
+    for claim in claims.iter().filter(|claim| claim.port == wish.port && takes_the_port(claim)) {
+        match overlap::blocks(&overlap::place(claim), &new) {
+            Some(true) => blockers.push(claim),
+            Some(false) => {}
+            None => undecided.push(claim),
+        }
+    }
+    let errno = match (blockers.is_empty(), undecided.is_empty()) {
+        (false, _) => Some(Err("EADDRINUSE")),
+        (true, false) => None,
+        // The addresses could not be read: whether this one is there nobody knows.
+        (true, true) => here.is_local(wish.address).map(|_| Ok(())),
+    };
+    Ruling { errno, blockers, undecided }
+}
+
+/// A connection that nobody has accepted yet stands behind its listener.
+fn takes_the_port(claim: &Claim) -> bool {
+    claim.socket.is_some() && claim.state != "SYN_RECV"
+}
+
+fn before_sockets(wish: &Wish<'_>, here: &Surroundings) -> Option<&'static str> {
+    let Manner { v6only, uid, interface, .. } = wish.manner;
+    let ifindex = interface.as_deref().map(|name| here.ifindex(name));
+    if ifindex == Some(None) {
+        return Some("ENODEV");
+    }
+    let privileged = *uid != 0 && here.unprivileged_from.is_some_and(|from| wish.port < from);
+    let foreign = here.is_local(wish.address) == Some(false);
+    match wish.address {
+        IpAddr::V4(_) if foreign => Some("EADDRNOTAVAIL"),
+        IpAddr::V4(_) => privileged.then_some("EACCES"),
+        IpAddr::V6(_) if !here.six => Some("EAFNOSUPPORT"),
+        IpAddr::V6(six) if six.is_multicast() && wish.protocol == Protocol::Tcp => Some("EINVAL"),
+        IpAddr::V6(_) if privileged => Some("EACCES"),
+        IpAddr::V6(six) if six.to_ipv4_mapped().is_some() => {
+            if *v6only {
+                Some("EINVAL")
+            } else {
+                foreign.then_some("EADDRNOTAVAIL")
+            }
+        }
+        IpAddr::V6(six) if needs_interface(six) && ifindex.is_none() => Some("EINVAL"),
+        IpAddr::V6(six) => {
+            let elsewhere = ifindex.flatten().is_some_and(|ifindex| is_elsewhere(six, ifindex, here));
+            (foreign || elsewhere).then_some("EADDRNOTAVAIL")
+        }
+    }
+}
+
+/// Link-local addresses, and multicast ones of the link or the interface (`__ipv6_addr_needs_scope_id`).
+fn needs_interface(six: Ipv6Addr) -> bool {
+    six.is_unicast_link_local() || (six.is_multicast() && matches!(six.octets()[1] & 0xf, 1 | 2))
+}
+
+/// Addresses of the link and of the host are taken on their own interface only (`__ipv6_chk_addr_and_flags`).
+fn is_elsewhere(six: Ipv6Addr, ifindex: u32, here: &Surroundings) -> bool {
+    let narrow = six.is_loopback() || six.is_unicast_link_local();
+    let on_it = |addresses: &Vec<crate::model::surroundings::LocalAddress>| {
+        addresses.iter().any(|local| local.address == IpAddr::V6(six) && local.ifindex == ifindex)
+    };
+    narrow && !here.nonlocal_six && !here.addresses.as_ref().is_none_or(on_it)
+}
+
+/// The binds that a target stands for: every protocol it leaves open, and for every address the wildcard that covers both
+/// families, where there is IPv6.
+pub fn wishes<'a>(
+    target: &'a Target,
+    manner: &'a Manner,
+    here: &Surroundings,
+) -> impl Iterator<Item = Wish<'a>> {
+    let every = if here.six { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+    let address = target.address.unwrap_or(every);
+    let protocols = Protocol::ALL.into_iter().filter(|one| target.protocol.is_none_or(|asked| asked == *one));
+    protocols.flat_map(move |protocol| {
+        target.ports.clone().map(move |port| Wish { protocol, address, port, manner })
+    })
+}
+
+/// Judges all binds of a target, from an answer about its ports in one namespace.
+pub fn judge(target: &Target, manner: &Manner, mut answer: Answer) -> CanBind {
+    let here = &answer.surroundings.take().unwrap_or_default();
+    let (mut binds, mut keys, mut uncertain) = (Vec::new(), Vec::new(), 0);
+    let (mut errno, mut undecided) = (None, false);
+    for wish in wishes(target, manner, here) {
+        let ruling = rule(&wish, &answer.claims, here);
+        let one = OneBind {
+            protocol: wish.protocol,
+            address: wish.address,
+            port: wish.port,
+            would_succeed: ruling.errno.map(|errno| errno.is_ok()),
+            errno: ruling.errno.and_then(Result::err).map(str::to_owned),
+        };
+        undecided |= one.would_succeed.is_none();
+        uncertain += ruling.undecided.len();
+        errno = errno.or_else(|| one.errno.clone());
+        keys.extend(ruling.blockers.iter().chain(&ruling.undecided).filter_map(|claim| key(claim)));
+        if target.is_single() || one.would_succeed != Some(true) {
+            binds.push(one);
+        }
+    }
+    let warnings = warnings(target, manner, &answer.claims, here);
+    let mut incomplete = answer.incomplete;
+    if uncertain > 0 {
+        incomplete.push(format!(
+            "whether {uncertain} sockets let another one beside them (SO_REUSEADDR, SO_REUSEPORT): the kernel's programs, which tell, cannot be used here; `sniffer doctor` says why"
+        ));
+    }
+    if here.addresses.is_none() {
+        incomplete.push("the addresses of this host".to_owned());
+    }
+    CanBind {
+        schema: SCHEMA,
+        as_of: answer.as_of,
+        source: answer.source,
+        target: answer.query,
+        manner: manner.clone(),
+        incomplete,
+        would_succeed: match (&errno, undecided) {
+            (Some(_), _) => Some(false),
+            (None, true) => None,
+            (None, false) => Some(true),
+        },
+        errno,
+        blockers: answer
+            .claims
+            .into_iter()
+            .filter(|claim| key(claim).is_some_and(|key| keys.contains(&key)))
+            .collect(),
+        warnings,
+        binds,
+    }
+}
+
+fn key(claim: &Claim) -> Option<u64> {
+    claim.socket.as_ref().map(|socket| socket.cookie)
+}
+
+fn warnings(target: &Target, manner: &Manner, claims: &[Claim], here: &Surroundings) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let ports = &target.ports;
+    let meets =
+        |range: &std::ops::RangeInclusive<u16>| ports.start() <= range.end() && range.start() <= ports.end();
+    let reserved = |port: u16| here.reserved.iter().any(|range| range.contains(&port));
+    if let Some(range) = here.ephemeral.as_ref().filter(|range| meets(range))
+        && !ports.clone().all(|port| reserved(port) || !range.contains(&port))
+    {
+        warnings.push(format!(
+            "The kernel gives ports {}-{} to outgoing connections: one of them may have it when you bind. Keep it free: sysctl net.ipv4.ip_local_reserved_ports={}",
+            range.start(),
+            range.end(),
+            if target.is_single() { ports.start().to_string() } else { format!("{}-{}", ports.start(), ports.end()) },
+        ));
+    }
+    if here.reserved.iter().any(meets) {
+        warnings.push(
+            "It is reserved (net.ipv4.ip_local_reserved_ports): the kernel gives it to nobody who does not ask for it by number."
+                .to_owned(),
+        );
+    }
+    if let Some(from) = here.unprivileged_from.filter(|from| ports.start() < from && manner.uid == 0) {
+        warnings
+            .push(format!("Ports below {from} want root or CAP_NET_BIND_SERVICE: other users get EACCES."));
+    }
+    if claims.iter().any(|claim| beside(claim, manner)) {
+        warnings.push(
+            "Somebody has this port already and lets others in beside it: requests may reach either."
+                .to_owned(),
+        );
+    }
+    warnings.push(
+        "NAT rules are not read: one of them may take the port's traffic before it reaches a socket."
+            .to_owned(),
+    );
+    warnings
+}
+
+fn beside(claim: &Claim, manner: &Manner) -> bool {
+    let may = |theirs: Option<bool>, ours: bool| ours && theirs != Some(false);
+    matches!(claim.kind, ClaimKind::Listener | ClaimKind::Bound)
+        && (may(claim.reuseport, manner.reuseport) || may(claim.reuseaddr, manner.reuseaddr))
+}
