@@ -332,3 +332,79 @@ fn processes_and_namespaces_that_vanish_in_the_middle_hurt_nobody() {
     }
     churn.join().unwrap();
 }
+
+#[test]
+#[ignore = "needs root"]
+fn whether_a_bind_would_succeed_is_told_with_what_stands_in_its_way() {
+    let held = Tree::holder(&["with:reuseaddr", "tcp:127.0.0.1:0"]);
+    let port = held.it().port();
+    let ask = |target: &str, options: &[&str]| json(alone().arg("can-bind").arg(target).args(options));
+    let (code, refused) = ask(&format!("{port}/tcp"), &[]);
+    assert_eq!(
+        (code, &refused["would_succeed"], &refused["errno"]),
+        (1, &false.into(), &"EADDRINUSE".into())
+    );
+    assert_eq!(refused["blockers"][0]["holders"][0]["pid"], held.it().pid);
+    assert_eq!(refused["target"]["port"], port);
+    // Whoever listens lets nobody in beside it by SO_REUSEADDR.
+    assert_eq!(ask(&format!("127.0.0.1:{port}/tcp"), &["--reuseaddr"]).0, 1);
+    for (target, options) in [
+        (format!("127.0.0.2:{port}/tcp"), &[][..]),
+        (format!("[::1]:{port}/tcp"), &[]),
+        (format!("{port}/udp"), &[]),
+        (format!("{port}/tcp"), &["--v6only"]),
+    ] {
+        let (code, allowed) = ask(&target, options);
+        assert_eq!(
+            (code, &allowed["would_succeed"], &allowed["errno"]),
+            (0, &true.into(), &Value::Null),
+            "{target}"
+        );
+        assert_eq!(allowed["blockers"], Value::Array(vec![]));
+    }
+    let (code, both) = ask(&port.to_string(), &[]);
+    assert_eq!(
+        (code, both["binds"].as_array().unwrap().len()),
+        (1, 2),
+        "a bare port is TCP and UDP: {both:#}"
+    );
+    assert_eq!(ask("192.0.2.77:8080", &[]).1["errno"], "EADDRNOTAVAIL");
+    assert_eq!(ask("80/tcp", &["--uid", "65534"]).1["errno"], "EACCES");
+    assert_eq!(ask("8080/tcp", &["--interface", "nope0"]).1["errno"], "ENODEV");
+    for wrong in [
+        &["can-bind", "99999"][..],
+        &["can-bind", "80", "--netns", "no-such"],
+        &["can-bind", "80", "--uid", "x"],
+    ] {
+        let (code, out, err) = run(alone().args(wrong));
+        assert_eq!((code, out.as_str()), (2, ""), "{wrong:?}: {err}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_bind_elsewhere_is_judged_by_what_is_there() {
+    let netns = NamedNetns::new("can");
+    let held = Tree::start(netns.command(holder()).args(["it", "tcp:0.0.0.0:18081"]), &["it"]);
+    let ask = |options: &[&str]| json(alone().args(["can-bind", "18081/tcp"]).args(options));
+    assert_eq!(ask(&[]).0, 0, "here it is free");
+    let (code, there) = ask(&["--netns", &netns.0]);
+    assert_eq!((code, &there["blockers"][0]["holders"][0]["pid"]), (1, &held.it().pid.into()));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn waiting_for_a_port_ends_when_it_is_let_go_or_the_time_is_over() {
+    let held = Tree::holder(&["udp:127.0.0.1:0"]);
+    let target = format!("127.0.0.1:{}/udp", held.it().port());
+    let (code, _, said) = run(alone().args(["wait-free", &target, "--timeout", "300ms"]));
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("holder") && said.contains(&held.it().pid.to_string()), "{said}");
+    let mut waiting =
+        alone().args(["wait-free", &target, "--timeout", "20s"]).stdout(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(waiting.try_wait().unwrap().is_none(), "it waits");
+    drop(held);
+    assert_eq!(waiting.wait().unwrap().code(), Some(0));
+    assert_eq!(run(alone().args(["wait-free", &target, "--timeout", "soon"])).0, 2);
+}

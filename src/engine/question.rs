@@ -120,7 +120,7 @@ impl Engine {
         };
         let query = DiagQuery { ports, depth: Depth::Everything };
         let plan = self.plan_with(query, question.netns.clone(), search, describe);
-        let for_bind = matches!(question.topic, Topic::Target(_) | Topic::Bind { .. });
+        let for_bind = matches!(question.topic, Topic::Bind { .. });
         Plan { target: question.target().cloned(), for_bind, ..plan }
     }
 

@@ -35,11 +35,18 @@ pub struct Ruling<'a> {
     pub blockers: Vec<&'a Claim>,
     /// What may stand in the way: its options are not known.
     pub undecided: Vec<&'a Claim>,
+    /// Whether somebody has the port, and would let the new one in beside it.
+    pub shared: bool,
 }
 
 /// Judges one bind. `claims` are the sockets of that namespace on that port, and perhaps others.
 pub fn rule<'a>(wish: &Wish<'_>, claims: &'a [Claim], here: &Surroundings) -> Ruling<'a> {
-    let refused = |errno| Ruling { errno: Some(Err(errno)), blockers: Vec::new(), undecided: Vec::new() };
+    let refused = |errno| Ruling {
+        errno: Some(Err(errno)),
+        blockers: Vec::new(),
+        undecided: Vec::new(),
+        shared: false,
+    };
     if let Some(errno) = before_sockets(wish, here) {
         return refused(errno);
     }
@@ -53,12 +60,16 @@ pub fn rule<'a>(wish: &Wish<'_>, claims: &'a [Claim], here: &Surroundings) -> Ru
         uid: Some(wish.manner.uid),
         standing: Standing::Other,
     };
-    let (mut blockers, mut undecided) = (Vec::new(), Vec::new());
+    let (mut blockers, mut undecided, mut shared) = (Vec::new(), Vec::new(), false);
     for claim in claims.iter().filter(|claim| claim.port == wish.port && takes_the_port(claim)) {
-        match overlap::blocks(&overlap::place(claim), &new) {
+        let there = overlap::place(claim);
+        match overlap::blocks(&there, &new) {
             Some(true) => blockers.push(claim),
-            Some(false) => {}
             None => undecided.push(claim),
+            Some(false) => {
+                let has_it = matches!(claim.kind, ClaimKind::Listener | ClaimKind::Bound);
+                shared |= has_it && claim.protocol == wish.protocol && overlap::addresses_meet(&there, &new);
+            }
         }
     }
     let errno = match (blockers.is_empty(), undecided.is_empty()) {
@@ -67,7 +78,7 @@ pub fn rule<'a>(wish: &Wish<'_>, claims: &'a [Claim], here: &Surroundings) -> Ru
         // The addresses could not be read: whether this one is there nobody knows.
         (true, true) => here.is_local(wish.address).map(|_| Ok(())),
     };
-    Ruling { errno, blockers, undecided }
+    Ruling { errno, blockers, undecided, shared }
 }
 
 /// A connection that nobody has accepted yet stands behind its listener.
@@ -137,7 +148,7 @@ pub fn wishes<'a>(
 pub fn judge(target: &Target, manner: &Manner, mut answer: Answer) -> CanBind {
     let here = &answer.surroundings.take().unwrap_or_default();
     let (mut binds, mut keys, mut uncertain) = (Vec::new(), Vec::new(), 0);
-    let (mut errno, mut undecided) = (None, false);
+    let (mut errno, mut undecided, mut shared) = (None, false, false);
     for wish in wishes(target, manner, here) {
         let ruling = rule(&wish, &answer.claims, here);
         let one = OneBind {
@@ -148,6 +159,7 @@ pub fn judge(target: &Target, manner: &Manner, mut answer: Answer) -> CanBind {
             errno: ruling.errno.and_then(Result::err).map(str::to_owned),
         };
         undecided |= one.would_succeed.is_none();
+        shared |= ruling.shared;
         uncertain += ruling.undecided.len();
         errno = errno.or_else(|| one.errno.clone());
         keys.extend(ruling.blockers.iter().chain(&ruling.undecided).filter_map(|claim| key(claim)));
@@ -155,7 +167,7 @@ pub fn judge(target: &Target, manner: &Manner, mut answer: Answer) -> CanBind {
             binds.push(one);
         }
     }
-    let warnings = warnings(target, manner, &answer.claims, here);
+    let warnings = warnings(target, manner, shared, here);
     let mut incomplete = answer.incomplete;
     if uncertain > 0 {
         incomplete.push(format!(
@@ -192,7 +204,7 @@ fn key(claim: &Claim) -> Option<u64> {
     claim.socket.as_ref().map(|socket| socket.cookie)
 }
 
-fn warnings(target: &Target, manner: &Manner, claims: &[Claim], here: &Surroundings) -> Vec<String> {
+fn warnings(target: &Target, manner: &Manner, shared: bool, here: &Surroundings) -> Vec<String> {
     let mut warnings = Vec::new();
     let ports = &target.ports;
     let meets =
@@ -218,7 +230,7 @@ fn warnings(target: &Target, manner: &Manner, claims: &[Claim], here: &Surroundi
         warnings
             .push(format!("Ports below {from} want root or CAP_NET_BIND_SERVICE: other users get EACCES."));
     }
-    if claims.iter().any(|claim| beside(claim, manner)) {
+    if shared {
         warnings.push(
             "Somebody has this port already and lets others in beside it: requests may reach either."
                 .to_owned(),
@@ -231,8 +243,102 @@ fn warnings(target: &Target, manner: &Manner, claims: &[Claim], here: &Surroundi
     warnings
 }
 
-fn beside(claim: &Claim, manner: &Manner) -> bool {
-    let may = |theirs: Option<bool>, ours: bool| ours && theirs != Some(false);
-    matches!(claim.kind, ClaimKind::Listener | ClaimKind::Bound)
-        && (may(claim.reuseport, manner.reuseport) || may(claim.reuseaddr, manner.reuseaddr))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::claim::fixtures::claim;
+    use crate::model::surroundings::LocalAddress;
+
+    fn here() -> Surroundings {
+        let local = |address: &str, prefix, ifindex| LocalAddress {
+            address: address.parse().unwrap(),
+            prefix,
+            ifindex,
+        };
+        Surroundings {
+            ephemeral: Some(32768..=60999),
+            unprivileged_from: Some(1024),
+            six: true,
+            addresses: Some(vec![local("127.0.0.1", 8, 1), local("::1", 128, 1), local("fe80::1", 64, 2)]),
+            interfaces: vec![(1, "lo".to_owned()), (2, "eth0".to_owned())],
+            ..Surroundings::default()
+        }
+    }
+
+    fn errno(address: &str, port: u16, manner: &Manner) -> Option<Result<(), &'static str>> {
+        let wish = Wish { protocol: Protocol::Tcp, address: address.parse().unwrap(), port, manner };
+        rule(&wish, &[], &here()).errno
+    }
+
+    #[test]
+    fn what_no_socket_decides_comes_first() {
+        let user = Manner { uid: 1000, ..Manner::default() };
+        let on = |name: &str| Manner { interface: Some(name.to_owned()), ..Manner::default() };
+        for (address, port, manner, expected) in [
+            ("0.0.0.0", 80, &Manner::default(), Ok(())),
+            ("0.0.0.0", 80, &user, Err("EACCES")),
+            ("::", 80, &user, Err("EACCES")),
+            ("0.0.0.0", 8080, &user, Ok(())),
+            ("192.0.2.1", 80, &user, Err("EADDRNOTAVAIL")),
+            ("2001:db8::1", 80, &user, Err("EACCES")),
+            ("2001:db8::1", 8080, &user, Err("EADDRNOTAVAIL")),
+            ("fe80::1", 8080, &user, Err("EINVAL")),
+            ("fe80::1", 8080, &on("eth0"), Ok(())),
+            ("fe80::1", 8080, &on("lo"), Err("EADDRNOTAVAIL")),
+            ("::1", 8080, &on("eth0"), Err("EADDRNOTAVAIL")),
+            ("0.0.0.0", 8080, &on("nope"), Err("ENODEV")),
+            ("::ffff:127.0.0.1", 8080, &Manner { v6only: true, ..Manner::default() }, Err("EINVAL")),
+            ("ff02::1", 8080, &Manner::default(), Err("EINVAL")),
+        ] {
+            assert_eq!(errno(address, port, manner), Some(expected), "{address}:{port} {manner:?}");
+        }
+        let blind = Surroundings { addresses: None, ..here() };
+        let manner = Manner::default();
+        let wish =
+            Wish { protocol: Protocol::Tcp, address: [10, 0, 0, 1].into(), port: 8080, manner: &manner };
+        assert_eq!(rule(&wish, &[], &blind).errno, None, "whether the address is there is not known");
+    }
+
+    #[test]
+    fn without_ipv6_every_address_is_ipv4() {
+        let target: Target = "8081/tcp".parse().unwrap();
+        let manner = Manner::default();
+        let address =
+            |here: &Surroundings| wishes(&target, &manner, here).map(|wish| wish.address).collect::<Vec<_>>();
+        assert_eq!(address(&here()), [IpAddr::from(Ipv6Addr::UNSPECIFIED)]);
+        assert_eq!(address(&Surroundings { six: false, ..here() }), [IpAddr::from(Ipv4Addr::UNSPECIFIED)]);
+        let both: Target = "8081".parse().unwrap();
+        assert_eq!(wishes(&both, &manner, &here()).count(), 2, "a bare port is TCP and UDP");
+    }
+
+    #[test]
+    fn a_claim_of_unknown_options_decides_only_where_they_matter() {
+        let claims = [Claim { reuseaddr: None, reuseport: None, ..claim() }];
+        let ask = |manner: &Manner| {
+            let wish =
+                Wish { protocol: Protocol::Tcp, address: Ipv4Addr::UNSPECIFIED.into(), port: 8081, manner };
+            let ruling = rule(&wish, &claims, &here());
+            (ruling.errno, ruling.blockers.len(), ruling.undecided.len())
+        };
+        assert_eq!(ask(&Manner::default()), (Some(Err("EADDRINUSE")), 1, 0));
+        let sharing = Manner { reuseport: true, uid: 1001, ..Manner::default() };
+        assert_eq!(ask(&sharing), (None, 0, 1));
+        assert_eq!(ask(&Manner { uid: 7, ..sharing }), (Some(Err("EADDRINUSE")), 1, 0), "another user's");
+    }
+
+    #[test]
+    fn what_may_go_wrong_all_the_same_is_said() {
+        let said = |target: &str, here: &Surroundings| {
+            warnings(&target.parse().unwrap(), &Manner::default(), false, here).join("\n")
+        };
+        assert!(said("40000", &here()).contains("ip_local_reserved_ports=40000"));
+        let reserved = Surroundings { reserved: vec![40000..=40000], ..here() };
+        assert!(
+            said("40000", &reserved).contains("It is reserved")
+                && !said("40000", &reserved).contains("outgoing")
+        );
+        assert!(said("40000-40001", &reserved).contains("outgoing"), "one of them is not");
+        assert!(said("80", &here()).contains("CAP_NET_BIND_SERVICE"));
+        assert!(!said("8080", &here()).contains("CAP_NET_BIND_SERVICE"));
+    }
 }

@@ -105,6 +105,11 @@ fn kind(address: IpAddr) -> Kind {
 
 /// Whether both could get traffic for one address: the same one, or a wildcard that covers it.
 pub fn addresses_meet(there: &Place, new: &Place) -> bool {
+    // An IPv6 socket that is open to IPv4, as it was bound to the wildcard, and connected since: its IPv4 side is none that
+    // anybody could ask for, but a wildcard of IPv4 meets it all the same.
+    if let (Kind::Other(_), IpAddr::V4(four)) = (kind(there.address), new.address) {
+        return four.is_unspecified() && !there.v6only;
+    }
     match (kind(there.address), kind(new.address)) {
         (Kind::Any, Kind::Any | Kind::Other(_)) | (Kind::Other(_), Kind::Any) => true,
         (Kind::Any, Kind::Mapped(_)) => !there.v6only,
@@ -122,8 +127,8 @@ mod tests {
     fn at(address: &str) -> Place {
         Place {
             protocol: Protocol::Tcp,
-            address: address.parse().unwrap(),
-            v6only: false,
+            address: address.trim_end_matches('!').parse().unwrap(),
+            v6only: address.ends_with('!'),
             ifindex: None,
             reuseaddr: Some(false),
             reuseport: Some(false),
@@ -142,14 +147,16 @@ mod tests {
             ("::", "0.0.0.0", true),
             ("::", "::1", true),
             ("::1", "127.0.0.1", false),
-            ("::1", "0.0.0.0", false),
+            ("::1!", "0.0.0.0", false),
             ("::ffff:127.0.0.1", "127.0.0.1", true),
             ("::ffff:127.0.0.1", "0.0.0.0", true),
         ] {
             assert_eq!(addresses_meet(&at(one), &at(other)), meet, "{one} {other}");
             assert_eq!(addresses_meet(&at(other), &at(one)), meet, "{other} {one}");
         }
-        let six = Place { v6only: true, ..at("::") };
+        // Bound to the wildcard, connected since.
+        assert!(addresses_meet(&at("::1"), &at("0.0.0.0")) && !addresses_meet(&at("::1"), &at("127.0.0.1")));
+        let six = at("::!");
         assert!(!addresses_meet(&six, &at("127.0.0.1")) && !addresses_meet(&at("0.0.0.0"), &six));
         assert!(addresses_meet(&six, &at("::1")) && addresses_meet(&six, &at("::")));
     }

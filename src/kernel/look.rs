@@ -261,7 +261,7 @@ impl Look<'_> {
         }
         let Some(Ok(options)) = self.reader.open_files.get().map(OpenFiles::options) else { return };
         for socket in sockets {
-            socket.options = options.get(&socket.key.cookie).copied();
+            socket.tell_options(options.get(&socket.key.cookie).copied());
         }
     }
 
@@ -323,7 +323,7 @@ impl Look<'_> {
                     let mut sockets =
                         self.namespaces.iter_mut().flat_map(|netns| netns.sockets.iter_mut().flatten());
                     sockets.by_ref().filter(|socket| socket.options.is_none()).for_each(|socket| {
-                        socket.options = scan.options.get(&socket.inode).copied();
+                        socket.tell_options(scan.options.get(&socket.inode).copied());
                     });
                     take(scan, &mut wanted, found);
                 }

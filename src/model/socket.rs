@@ -173,6 +173,8 @@ pub struct SocketOptions {
     pub reuseaddr: bool,
     /// `SO_REUSEPORT`.
     pub reuseport: bool,
+    /// `IPV6_V6ONLY` (ipv6(7)), which binding to a specific IPv6 address sets too; false for IPv4.
+    pub v6only: bool,
 }
 
 /// One socket with a local port.
@@ -209,6 +211,14 @@ pub struct Socket {
 }
 
 impl Socket {
+    /// Adds its options. Of TIME_WAIT sock_diag does not tell whether it is for IPv6 only.
+    pub fn tell_options(&mut self, options: Option<SocketOptions>) {
+        self.options = options;
+        if self.address.is_ipv6() {
+            self.v6only = self.v6only.or(options.map(|options| options.v6only));
+        }
+    }
+
     /// Which kind of claim this socket is.
     pub fn kind(&self) -> ClaimKind {
         match (self.protocol, self.state) {

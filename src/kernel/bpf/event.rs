@@ -238,6 +238,7 @@ pub(super) fn options(flags: u32) -> SocketOptions {
     SocketOptions {
         reuseaddr: flags & u32::from(flag::REUSEADDR) != 0,
         reuseport: flags & u32::from(flag::REUSEPORT) != 0,
+        v6only: flags & u32::from(flag::V6ONLY) != 0,
     }
 }
 

@@ -18,6 +18,8 @@ static __always_inline unsigned int options_of(struct sock_common *common)
 		flags |= FLAG_REUSEADDR;
 	if (BPF_CORE_READ_BITFIELD_PROBED(common, skc_reuseport))
 		flags |= FLAG_REUSEPORT;
+	if (BPF_CORE_READ_BITFIELD_PROBED(common, skc_ipv6only))
+		flags |= FLAG_V6ONLY;
 	return flags;
 }
 
