@@ -31,6 +31,7 @@ const BOOTS: &[Boot] = &[Boot {
     command_line: "",
     runs: &[
         Run { executable: "live", arguments: &[] },
+        Run { executable: "can_bind", arguments: &["--include-ignored"] },
         Run { executable: "lib", arguments: &["kernel::", "--include-ignored"] },
         Run {
             executable: "events",
