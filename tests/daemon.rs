@@ -635,3 +635,78 @@ fn in_a_pid_namespace_it_polls_and_takes_no_event_for_its_own() {
         inside.log().contains("processes are polled instead").then_some(())
     });
 }
+
+#[test]
+#[ignore = "needs root"]
+fn binds_are_judged_with_the_options_of_whoever_is_there() {
+    let daemon = Daemon::start("");
+    let shared = Tree::holder(&["with:reuseport", "tcp:127.0.0.1:0", "udp:127.0.0.1:0"]);
+    let bound = Tree::holder(&["with:reuseaddr", "bound:127.0.0.1:0"]);
+    let left = Tree::holder(&["time-wait:127.0.0.1:0"]);
+    let [tcp, udp] = shared.it().ports[..] else { panic!("two") };
+    let (bound, left) = (bound.it().port(), left.it().port());
+    let ask = |target: &str, options: &[&str]| {
+        let (code, document) = json(daemon.ask(&["can-bind", target]).args(options));
+        assert_eq!(document["source"], "daemon", "{}", daemon.log());
+        (code, document)
+    };
+    for (target, options, code) in [
+        (format!("127.0.0.1:{tcp}/tcp"), &["--reuseport"][..], 0),
+        (format!("127.0.0.1:{tcp}/tcp"), &["--reuseaddr"], 1),
+        (format!("127.0.0.1:{tcp}/tcp"), &["--reuseport", "--uid", "65534"], 1),
+        (format!("127.0.0.1:{udp}/udp"), &["--reuseport"], 0),
+        (format!("127.0.0.1:{udp}/udp"), &[], 1),
+        (format!("127.0.0.1:{bound}/tcp"), &["--reuseaddr"], 0),
+        (format!("127.0.0.1:{bound}/tcp"), &[], 1),
+        (format!("127.0.0.1:{left}/tcp"), &["--reuseaddr"], 0),
+        (format!("127.0.0.1:{left}/tcp"), &[], 1),
+    ] {
+        let (got, document) = ask(&target, options);
+        assert_eq!(got, code, "{target} {options:?}: {document:#}\n{}", daemon.log());
+    }
+    let (_, waits) = ask(&format!("127.0.0.1:{left}/tcp"), &[]);
+    assert_eq!(waits["blockers"][0]["kind"], "time_wait");
+    let warned = ask(&format!("127.0.0.1:{tcp}/tcp"), &["--reuseport"]).1["warnings"].to_string();
+    assert!(warned.contains("requests may reach either"), "{warned}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn whoever_waits_for_a_port_is_told_when_it_is_let_go() {
+    let daemon = Daemon::start("");
+    let held = Tree::holder(&["tcp:127.0.0.1:0"]);
+    let target = format!("127.0.0.1:{}/tcp", held.it().port());
+    let wait = |timeout: &str| daemon.ask(&["wait-free", &target, "--timeout", timeout]);
+    let (code, document) = json(&mut wait("200ms"));
+    assert_eq!((code, &document["errno"]), (1, &"EADDRINUSE".into()));
+    let waiting = wait("30s").arg("--json").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let began = std::time::Instant::now();
+    drop(held);
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", daemon.log());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&document["source"], &document["would_succeed"]), (&"daemon".into(), &true.into()));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn questions_about_binds_that_make_no_sense_are_refused_in_words() {
+    let daemon = Daemon::start("");
+    for (query, word) in [
+        ("", "target"),
+        ("target=0", "between 1 and 65535"),
+        ("target=80&uid=x", "uid"),
+        ("target=80&reuseport=maybe", "reuseport"),
+        ("target=80&netns=no-such", "no-such"),
+        ("target=80&wait_ms=99999999999", "wait_ms"),
+    ] {
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        let request = format!("GET /v1/can-bind?{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        assert!(reply.starts_with("HTTP/1.1 40") && reply.contains(word), "{query}: {reply}");
+    }
+}

@@ -1,6 +1,8 @@
 //! The answer to `who-holds` told as a story: what is held where, by whom, started how, for which job, and what to do.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -31,11 +33,14 @@ pub fn story(answer: &Answer, asked: &str, zone: &TimeZone) -> String {
     } else {
         headline(&mut text, answer, asked);
         let mut told = 0;
+        let (waits, others): (Vec<&Claim>, Vec<&Claim>) =
+            answer.claims.iter().partition(|claim| claim.kind == ClaimKind::TimeWait);
         let (connections, others): (Vec<&Claim>, Vec<&Claim>) =
-            answer.claims.iter().partition(|claim| is_passing(claim));
+            others.into_iter().partition(|claim| is_passing(claim));
         for claim in others {
             tell(&mut text, claim, &how);
         }
+        tell_waits(&mut text, &waits);
         for claim in &connections {
             if told < CONNECTIONS_TOLD {
                 tell(&mut text, claim, &how);
@@ -62,6 +67,30 @@ pub fn story(answer: &Answer, asked: &str, zone: &TimeZone) -> String {
         }
     }
     text
+}
+
+/// TIME_WAIT in one line a place: how many there are, and how long the last one stays.
+fn tell_waits(text: &mut String, waits: &[&Claim]) {
+    let mut places: BTreeMap<(IpAddr, u16, u64), Vec<&Claim>> = BTreeMap::new();
+    for claim in waits {
+        places.entry((claim.address, claim.port, claim.netns.inode)).or_default().push(claim);
+    }
+    for ((address, port, _), claims) in places {
+        let Some(first) = claims.first() else { continue };
+        let last = claims.iter().filter_map(|claim| claim.expires_ms).max();
+        let until = last.map(|left| format!("; the kernel lets go of the last in {}s", left.div_ceil(1000)));
+        line(
+            text,
+            format_args!(
+                "\n{} {}  TIME_WAIT  {} of them, in network namespace {}{}",
+                first.protocol,
+                words::address(address, port),
+                claims.len(),
+                words::netns(first),
+                until.unwrap_or_default()
+            ),
+        );
+    }
 }
 
 fn line(text: &mut String, words: std::fmt::Arguments<'_>) {
@@ -156,7 +185,15 @@ pub(super) fn tell(text: &mut String, claim: &Claim, how: &Told<'_>) {
         claim.binder.as_ref().filter(|binder| !claim.holders.iter().any(|held| held.pid == binder.pid))
     {
         let comm = Escaped(&binder.comm);
-        let fate = if binder.alive { "still running" } else { "gone" };
+        let fate = match (binder.alive, claim.holders.first()) {
+            (true, _) => "still running".to_owned(),
+            (false, None) => "gone".to_owned(),
+            (false, Some(heir)) => format!(
+                "gone; {} (pid {}) has it by inheritance: it was opened without close-on-exec, or handed on",
+                words::comm(heir),
+                heir.pid
+            ),
+        };
         fact(text, "bound by", &format!("{comm}, pid {}, {fate}", binder.pid));
     }
     if !claim.shared_with.is_empty() {
@@ -271,6 +308,32 @@ mod tests {
         let text = told(&partial);
         assert!(
             text.contains("nobody that could be seen") && text.contains("Not seen:\n  - the open files of 7"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn time_wait_is_one_line_with_its_number_and_its_end() {
+        let wait = |expires_ms| Claim {
+            kind: ClaimKind::TimeWait,
+            state: "TIME_WAIT".to_owned(),
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
+            holders: vec![],
+            expires_ms,
+            ..claim()
+        };
+        let text = told(&answer(vec![wait(Some(59_001)), wait(Some(1)), wait(None)]));
+        let said = "tcp 127.0.0.1:8081  TIME_WAIT  3 of them, in network namespace host; the kernel lets go of the last in 60s";
+        assert!(text.contains(said), "{text}");
+    }
+
+    #[test]
+    fn an_heir_is_told_from_whoever_opened_the_socket() {
+        let binder =
+            crate::model::claim::Binder { pid: 7, start_time: None, comm: "go".to_owned(), alive: false };
+        let text = told(&answer(vec![Claim { binder: Some(binder), ..claim() }]));
+        assert!(
+            text.contains("bound by   go, pid 7, gone; provider") && text.contains("by inheritance"),
             "{text}"
         );
     }
