@@ -171,7 +171,7 @@ fn a_socket_of_multipath_tcp_is_told_as_the_tcp_socket_behind_it() {
     let _alone = all_alone();
     let daemon = Daemon::start("");
     let it = Tree::holder(&[
-        "with:mptcp,reuseaddr",
+        "with:mptcp",
         "free:tcp:127.0.0.1:0",
         "churn:50:tcp:127.0.0.1:PORT",
         "tcp:127.0.0.1:PORT",
