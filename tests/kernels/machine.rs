@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 const QEMU: &str = "qemu-system-x86_64";
 /// A run takes less than a minute on two idle processors; a machine that takes longer than this is stuck.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(420);
 /// Between two looks at whether it has ended.
 const STEP: Duration = Duration::from_millis(100);
 /// A kernel that fails ends the machine, instead of waiting for somebody to read why.
