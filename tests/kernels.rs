@@ -32,7 +32,7 @@ const BOOTS: &[Boot] = &[Boot {
     runs: &[
         Run { executable: "live", arguments: &[] },
         Run { executable: "can_bind", arguments: &["--include-ignored"] },
-        Run { executable: "lib", arguments: &["kernel::", "--include-ignored"] },
+        Run { executable: "lib", arguments: &["kernel::", "--include-ignored", "--test-threads=1"] },
         Run {
             executable: "events",
             // Tens of thousands of binds take minutes in an emulated machine.

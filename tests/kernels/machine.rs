@@ -23,9 +23,27 @@ pub(crate) fn needs_qemu() {
     );
 }
 
+/// A kernel patches its code behind a breakpoint (`text_poke_bp`), as it does to attach fexit. With several emulated processors one
+/// of them may meet that breakpoint after it has been taken away, which no real one does: `inet_bind+0x5`, seen once in ten starts.
+const EMULATORS_FAULT: &str = "Oops: int3: 0000";
+/// Such a machine is started again, so often at most.
+const STARTS: usize = 3;
+
 /// Boots a kernel and answers with all that the console and qemu said until the machine ended.
 #[track_caller]
 pub(crate) fn run(kernel: &Path, initramfs: &Path, command_line: &str) -> String {
+    let mut said = String::new();
+    for _ in 0..STARTS {
+        said = start(kernel, initramfs, command_line);
+        if !said.contains(EMULATORS_FAULT) {
+            break;
+        }
+    }
+    said
+}
+
+#[track_caller]
+fn start(kernel: &Path, initramfs: &Path, command_line: &str) -> String {
     let console = kernel.join("console");
     let output = File::create(&console).unwrap();
     // The machine must not outlive the test, even if that is killed. setpriv becomes qemu and keeps its pid.
