@@ -43,40 +43,22 @@ pub(super) fn ask(question: &Question, whom: Whom) -> Result<Answer, Failure> {
         return ask_daemon_only(&path(question), "it alone knows which jobs have ended");
     }
     let settings = settings();
-    let socket = socket(&settings);
-    match ask_daemon(&socket, &path(question)) {
-        Ok(answer) => return Ok(answer),
-        Err(NoAnswer::Refused(why)) => return Err(why),
-        Err(NoAnswer::Absent(error)) if is_absence(&error) => {}
-        Err(NoAnswer::Absent(error)) => complain_of(&socket, &error),
+    if let Some(answer) = ask_if_there(&settings, &path(question), true)? {
+        return Ok(answer);
     }
     oneshot::answer(settings.policy(), &reader_for(&settings), question).map_err(|why| why.to_string())
 }
 
-/// Whether a daemon is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Absent {
-    /// It answered.
-    No,
-    /// It did not, or was not asked yet.
-    Yes,
-}
-
-/// Asks the same thing again and again.
+/// Asks whether a bind would succeed, again and again.
 pub(super) struct Asker {
     settings: Settings,
+    /// Made when no daemon was there for the first time.
     reader: Option<Reader>,
-    daemon: Absent,
 }
 
 impl Asker {
     pub(super) fn new() -> Self {
-        Asker { settings: settings(), reader: None, daemon: Absent::Yes }
-    }
-
-    /// Whether a daemon gave the last answer.
-    pub(super) fn daemon(&self) -> Absent {
-        self.daemon
+        Asker { settings: settings(), reader: None }
     }
 
     /// Whether a bind would succeed. With `wait`, a daemon answers when it would, or after that time.
@@ -85,37 +67,25 @@ impl Asker {
         target: &Target,
         manner: &Manner,
         netns: &NetnsSelector,
-        wait: Option<Duration>,
+        wait: Duration,
     ) -> Result<CanBind, Failure> {
-        let shares = manner.reuseaddr || manner.reuseport;
-        let topic = Topic::Bind { target: target.clone(), shares };
+        let topic = Topic::Bind { target: target.clone(), shares: manner.shares() };
         let question = Question { topic, netns: Some(netns.clone()) };
         let mut path = path(&question);
-        for (name, set) in
-            [("reuseaddr", manner.reuseaddr), ("reuseport", manner.reuseport), ("v6only", manner.v6only)]
-        {
-            path += &format!("&{name}={set}");
+        for (name, value) in [
+            ("reuseaddr", manner.reuseaddr.to_string()),
+            ("reuseport", manner.reuseport.to_string()),
+            ("v6only", manner.v6only.to_string()),
+            ("uid", manner.uid.to_string()),
+            ("wait_ms", wait.as_millis().to_string()),
+        ] {
+            path += &format!("&{name}={value}");
         }
-        path += &format!("&uid={}", manner.uid);
         if let Some(interface) = &manner.interface {
             path += &format!("&interface={}", encoded(interface));
         }
-        if let Some(wait) = wait {
-            path += &format!("&wait_ms={}", wait.as_millis());
-        }
-        let socket = socket(&self.settings);
-        match ask_daemon(&socket, &path) {
-            Ok(answer) => {
-                self.daemon = Absent::No;
-                return Ok(answer);
-            }
-            Err(NoAnswer::Refused(why)) => return Err(why),
-            Err(NoAnswer::Absent(error)) => {
-                if !is_absence(&error) && self.reader.is_none() {
-                    complain_of(&socket, &error);
-                }
-                self.daemon = Absent::Yes;
-            }
+        if let Some(answer) = ask_if_there(&self.settings, &path, self.reader.is_none())? {
+            return Ok(answer);
         }
         let reader = self.reader.get_or_insert_with(|| reader_for(&self.settings));
         let answer = oneshot::answer(self.settings.policy(), reader, &question);
@@ -123,16 +93,31 @@ impl Asker {
     }
 }
 
+/// The daemon's answer; `None` where none answers, which is worth a word only where one should have.
+fn ask_if_there<T: DeserializeOwned>(
+    settings: &Settings,
+    path: &str,
+    complains: bool,
+) -> Result<Option<T>, Failure> {
+    let socket = socket(settings);
+    match ask_daemon(&socket, path) {
+        Ok(answer) => Ok(Some(answer)),
+        Err(NoAnswer::Refused(why)) => Err(why),
+        Err(NoAnswer::Absent(error)) => {
+            if complains && !is_absence(&error) {
+                report::complain(&format!(
+                    "the daemon at {} did not answer ({error}); looking without it",
+                    socket.display()
+                ));
+            }
+            Ok(None)
+        }
+    }
+}
+
 fn reader_for(settings: &Settings) -> Reader {
     let systems = settings.systems();
     Reader::new(systems.iter().flat_map(|system| system.variables()))
-}
-
-fn complain_of(socket: &std::path::Path, error: &io::Error) {
-    report::complain(&format!(
-        "the daemon at {} did not answer ({error}); looking without it",
-        socket.display()
-    ));
 }
 
 /// Asks what only a daemon can answer, and says why.

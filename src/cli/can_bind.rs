@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use jiff::tz::TimeZone;
 
-use super::ask::{Absent, Asker};
+use super::ask::Asker;
 use super::{ANSWERED, Failure, OTHERWISE, UNANSWERED, printed};
 use crate::config;
 use crate::kernel::{clock, netns};
+use crate::model::answer::AnswerSource;
 use crate::model::can_bind::{CanBind, Manner};
 use crate::model::claim::Claim;
 use crate::model::netns::NetnsSelector;
@@ -74,7 +75,8 @@ impl Question {
 /// Would it succeed?
 pub(super) fn can_bind(target: &str, options: &Options) -> Result<u8, Failure> {
     let question = Question::new(target, options)?;
-    let answer = Asker::new().can_bind(&question.target, &question.manner, &question.netns, None)?;
+    let answer =
+        Asker::new().can_bind(&question.target, &question.manner, &question.netns, Duration::ZERO)?;
     print(&answer, target, options)
 }
 
@@ -88,9 +90,8 @@ pub(super) fn wait_free(target: &str, timeout: Option<&str>, options: &Options) 
     let (mut pause, mut said) = (FIRST_PAUSE, String::new());
     let mut round = Duration::ZERO;
     loop {
-        let answer = asker.can_bind(&question.target, &question.manner, &question.netns, Some(round))?;
-        let waits = answer.errno.as_deref() == Some("EADDRINUSE") || answer.would_succeed.is_none();
-        if answer.would_succeed == Some(true) || !waits || left().is_zero() {
+        let answer = asker.can_bind(&question.target, &question.manner, &question.netns, round)?;
+        if !answer.may_change() || left().is_zero() {
             return print(&answer, target, options);
         }
         let holders = holders(&answer.blockers);
@@ -98,7 +99,7 @@ pub(super) fn wait_free(target: &str, timeout: Option<&str>, options: &Options) 
             report::complain(&format!("waiting for {target}: {holders}"));
             said = holders;
         }
-        if asker.daemon() == Absent::No {
+        if answer.source == AnswerSource::Daemon {
             round = ROUND.min(left());
         } else {
             std::thread::sleep(jittered(pause).min(left()));

@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::overlap::{self, Place, Standing};
 use crate::model::answer::{Answer, SCHEMA};
-use crate::model::can_bind::{CanBind, Manner, OneBind};
+use crate::model::can_bind::{CanBind, IN_USE, Manner, OneBind};
 use crate::model::claim::Claim;
 use crate::model::socket::{ClaimKind, Protocol};
-use crate::model::surroundings::Surroundings;
+use crate::model::surroundings::{LocalAddress, Surroundings};
 use crate::model::target::Target;
 
 /// One bind.
@@ -73,7 +73,7 @@ pub fn rule<'a>(wish: &Wish<'_>, claims: &'a [Claim], here: &Surroundings) -> Ru
         }
     }
     let errno = match (blockers.is_empty(), undecided.is_empty()) {
-        (false, _) => Some(Err("EADDRINUSE")),
+        (false, _) => Some(Err(IN_USE)),
         (true, false) => None,
         // The addresses could not be read: whether this one is there nobody knows.
         (true, true) => here.is_local(wish.address).map(|_| Ok(())),
@@ -123,7 +123,7 @@ fn needs_interface(six: Ipv6Addr) -> bool {
 /// Addresses of the link and of the host are taken on their own interface only (`__ipv6_chk_addr_and_flags`).
 fn is_elsewhere(six: Ipv6Addr, ifindex: u32, here: &Surroundings) -> bool {
     let narrow = six.is_loopback() || six.is_unicast_link_local();
-    let on_it = |addresses: &Vec<crate::model::surroundings::LocalAddress>| {
+    let on_it = |addresses: &Vec<LocalAddress>| {
         addresses.iter().any(|local| local.address == IpAddr::V6(six) && local.ifindex == ifindex)
     };
     narrow && !here.nonlocal_six && !here.addresses.as_ref().is_none_or(on_it)
@@ -144,44 +144,45 @@ pub fn wishes<'a>(
     })
 }
 
-/// Judges all binds of a target, from an answer about its ports in one namespace.
-pub fn judge(target: &Target, manner: &Manner, mut answer: Answer) -> CanBind {
-    let here = &answer.surroundings.take().unwrap_or_default();
+/// Judges all binds of a target, from an answer about its ports in one namespace. Of a namespace that could not be read nothing
+/// is judged.
+pub fn judge(target: &Target, manner: &Manner, answer: Answer) -> CanBind {
+    let Answer { as_of, source, query, mut incomplete, claims, surroundings, .. } = answer;
     let (mut binds, mut keys, mut uncertain) = (Vec::new(), Vec::new(), 0);
-    let (mut errno, mut undecided, mut shared) = (None, false, false);
-    for wish in wishes(target, manner, here) {
-        let ruling = rule(&wish, &answer.claims, here);
-        let one = OneBind {
-            protocol: wish.protocol,
-            address: wish.address,
-            port: wish.port,
-            would_succeed: ruling.errno.map(|errno| errno.is_ok()),
-            errno: ruling.errno.and_then(Result::err).map(str::to_owned),
-        };
-        undecided |= one.would_succeed.is_none();
-        shared |= ruling.shared;
-        uncertain += ruling.undecided.len();
-        errno = errno.or_else(|| one.errno.clone());
-        keys.extend(ruling.blockers.iter().chain(&ruling.undecided).filter_map(|claim| key(claim)));
-        if target.is_single() || one.would_succeed != Some(true) {
-            binds.push(one);
+    let (mut errno, mut undecided, mut shared) = (None, surroundings.is_none(), false);
+    if let Some(here) = &surroundings {
+        for wish in wishes(target, manner, here) {
+            let ruling = rule(&wish, &claims, here);
+            let one = OneBind {
+                protocol: wish.protocol,
+                address: wish.address,
+                port: wish.port,
+                would_succeed: ruling.errno.map(|errno| errno.is_ok()),
+                errno: ruling.errno.and_then(Result::err).map(str::to_owned),
+            };
+            undecided |= one.would_succeed.is_none();
+            shared |= ruling.shared;
+            uncertain += ruling.undecided.len();
+            errno = errno.or_else(|| one.errno.clone());
+            keys.extend(ruling.blockers.iter().chain(&ruling.undecided).filter_map(|claim| key(claim)));
+            if target.is_single() || one.would_succeed != Some(true) {
+                binds.push(one);
+            }
+        }
+        if here.addresses.is_none() {
+            incomplete.push("the addresses of this host".to_owned());
         }
     }
-    let warnings = warnings(target, manner, shared, here);
-    let mut incomplete = answer.incomplete;
     if uncertain > 0 {
         incomplete.push(format!(
             "whether {uncertain} sockets let another one beside them (SO_REUSEADDR, SO_REUSEPORT): the kernel's programs, which tell, cannot be used here; `sniffer doctor` says why"
         ));
     }
-    if here.addresses.is_none() {
-        incomplete.push("the addresses of this host".to_owned());
-    }
     CanBind {
         schema: SCHEMA,
-        as_of: answer.as_of,
-        source: answer.source,
-        target: answer.query,
+        as_of,
+        source,
+        target: query,
         manner: manner.clone(),
         incomplete,
         would_succeed: match (&errno, undecided) {
@@ -190,12 +191,11 @@ pub fn judge(target: &Target, manner: &Manner, mut answer: Answer) -> CanBind {
             (None, false) => Some(true),
         },
         errno,
-        blockers: answer
-            .claims
+        blockers: claims
             .into_iter()
             .filter(|claim| key(claim).is_some_and(|key| keys.contains(&key)))
             .collect(),
-        warnings,
+        warnings: surroundings.map(|here| warnings(target, manner, shared, &here)).unwrap_or_default(),
         binds,
     }
 }
@@ -246,8 +246,8 @@ fn warnings(target: &Target, manner: &Manner, shared: bool, here: &Surroundings)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::answer::{AnswerSource, Looked, Query};
     use crate::model::claim::fixtures::claim;
-    use crate::model::surroundings::LocalAddress;
 
     fn here() -> Surroundings {
         let local = |address: &str, prefix, ifindex| LocalAddress {
@@ -297,6 +297,28 @@ mod tests {
         let wish =
             Wish { protocol: Protocol::Tcp, address: [10, 0, 0, 1].into(), port: 8080, manner: &manner };
         assert_eq!(rule(&wish, &[], &blind).errno, None, "whether the address is there is not known");
+    }
+
+    #[test]
+    fn of_a_namespace_that_could_not_be_read_nothing_is_said_to_be_free() {
+        let target: Target = "8081".parse().unwrap();
+        let ask = |surroundings| {
+            let answer = Answer {
+                schema: SCHEMA,
+                as_of: "2026-11-21T14:03:07Z".parse().unwrap(),
+                source: AnswerSource::Daemon,
+                query: Query::new(Some(&target), None),
+                incomplete: vec!["network namespace 7: no permission".to_owned()],
+                looked: Looked::default(),
+                claims: vec![],
+                advice: vec![],
+                surroundings,
+            };
+            let told = judge(&target, &Manner::default(), answer);
+            (told.would_succeed, told.errno, told.binds.len())
+        };
+        assert_eq!(ask(None), (None, None, 0));
+        assert_eq!(ask(Some(here())), (Some(true), None, 2));
     }
 
     #[test]

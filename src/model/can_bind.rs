@@ -9,6 +9,9 @@ use super::answer::{AnswerSource, Query};
 use super::claim::Claim;
 use super::socket::Protocol;
 
+/// The errno of a bind whose address somebody has.
+pub const IN_USE: &str = "EADDRINUSE";
+
 /// How somebody wants to bind.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manner {
@@ -27,6 +30,13 @@ pub struct Manner {
     /// To this interface (`SO_BINDTODEVICE`).
     #[serde(default)]
     pub interface: Option<String>,
+}
+
+impl Manner {
+    /// Whether it asks to share its port with others that let it.
+    pub fn shares(&self) -> bool {
+        self.reuseaddr || self.reuseport
+    }
 }
 
 /// Whether one bind would succeed.
@@ -69,4 +79,14 @@ pub struct CanBind {
     pub warnings: Vec<String>,
     /// Each bind that was judged; of a range those that would not succeed.
     pub binds: Vec<OneBind>,
+}
+
+impl CanBind {
+    /// Whether waiting may help: somebody has the port, or may have it.
+    pub fn may_change(&self) -> bool {
+        match &self.errno {
+            Some(errno) => errno == IN_USE,
+            None => self.would_succeed.is_none(),
+        }
+    }
 }

@@ -41,6 +41,9 @@ pub fn can_bind(answer: &CanBind, asked: &str, zone: &TimeZone) -> String {
 
 fn verdict(answer: &CanBind) -> String {
     match (answer.would_succeed, &answer.errno) {
+        (Some(true), _) if !answer.incomplete.is_empty() => {
+            "as far as could be seen, a bind would succeed.".to_owned()
+        }
         (Some(true), _) => "a bind would succeed.".to_owned(),
         (None, _) => "whether a bind would succeed could not be seen.".to_owned(),
         (Some(false), errno) => format!("a bind would fail: {}.", why(errno.as_deref().unwrap_or_default())),

@@ -94,14 +94,7 @@ pub fn router(agent: Agent) -> Router {
 type Asked = Result<Query<Parameters>, axum::extract::rejection::QueryRejection>;
 
 async fn who_holds(State(desk): State<Desk>, parameters: Asked) -> Response {
-    answer(desk, parameters, |target| match target {
-        Some(text) => text
-            .parse()
-            .map(Topic::Target)
-            .map_err(|error: crate::model::target::TargetError| error.to_string()),
-        None => Err("the parameter 'target' is missing".to_owned()),
-    })
-    .await
+    answer(desk, parameters, |text| target(text).map(Topic::Target)).await
 }
 
 async fn list(State(desk): State<Desk>, parameters: Asked) -> Response {
@@ -133,23 +126,22 @@ const LOOK_AT_LEAST: Duration = Duration::from_secs(1);
 const LOOK_AT_MOST: Duration = Duration::from_millis(20);
 
 async fn may_bind(State(desk): State<Desk>, parameters: Asked) -> Response {
-    let wish = parameters.map_err(|error| error.body_text()).and_then(|Query(parameters)| wish(parameters));
-    let (target, manner, netns, wait) = match wish {
-        Ok(wish) => wish,
+    let bind = parameters.map_err(|error| error.body_text()).and_then(|Query(parameters)| bind(parameters));
+    let (target, manner, netns, wait) = match bind {
+        Ok(bind) => bind,
         Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
     };
     let end = Instant::now() + wait.min(LONGEST_WAIT);
     let mut closes = desk.agent.closes();
     loop {
         closes.borrow_and_update();
-        let shares = manner.reuseaddr || manner.reuseport;
-        let topic = Topic::Bind { target: target.clone(), shares };
-        let answer = match ask(&desk, Question { topic, netns: netns.clone() }).await {
+        let topic = Topic::Bind { target: target.clone(), shares: manner.shares() };
+        let answer = match ask(&desk, Question { topic, netns: Some(netns.clone()) }).await {
             Ok(answer) => can_bind::judge(&target, &manner, answer),
             Err(response) => return response,
         };
         let left = end.saturating_duration_since(Instant::now());
-        if answer.would_succeed == Some(true) || left.is_zero() {
+        if !answer.may_change() || left.is_zero() {
             return json(StatusCode::OK, &answer);
         }
         tokio::time::sleep(LOOK_AT_MOST.min(left)).await;
@@ -158,12 +150,15 @@ async fn may_bind(State(desk): State<Desk>, parameters: Asked) -> Response {
     }
 }
 
-type Wish = (Target, Manner, Option<NetnsSelector>, Duration);
+fn target(text: Option<&str>) -> Result<Target, String> {
+    let text = text.ok_or("the parameter 'target' is missing")?;
+    text.parse().map_err(|error: TargetError| error.to_string())
+}
 
-fn wish(parameters: Parameters) -> Result<Wish, String> {
-    let Parameters { target, netns, bind, .. } = parameters;
-    let target = target.ok_or("the parameter 'target' is missing")?;
-    let target = target.parse().map_err(|error: TargetError| error.to_string())?;
+/// What is to be bound, how, where, and how long to wait until it can be.
+fn bind(parameters: Parameters) -> Result<(Target, Manner, NetnsSelector, Duration), String> {
+    let Parameters { target: text, netns, bind, .. } = parameters;
+    let target = target(text.as_deref())?;
     let wait = number("wait_ms", bind.wait_ms.as_deref())?;
     let manner = Manner {
         reuseaddr: truth("reuseaddr", bind.reuseaddr.as_deref())?,
@@ -175,7 +170,7 @@ fn wish(parameters: Parameters) -> Result<Wish, String> {
     let netns = netns.as_deref().map(str::parse).transpose()?;
     // A bind is one in one network namespace.
     let netns = netns.unwrap_or_else(|| NetnsSelector::Name("host".to_owned()));
-    Ok((target, manner, Some(netns), Duration::from_millis(wait.into())))
+    Ok((target, manner, netns, Duration::from_millis(wait.into())))
 }
 
 fn truth(name: &str, text: Option<&str>) -> Result<bool, String> {

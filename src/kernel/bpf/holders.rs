@@ -82,9 +82,11 @@ impl OpenFiles {
         }
         let btf = load::types()?;
         let mut ebpf = load::object(OBJECT, &btf, reasons)?;
-        for (name, over) in [OPEN_FILES, TCP_OPTIONS, UDP_OPTIONS] {
-            let program = iterator(&mut ebpf, name)?;
-            program.load(over, &btf).map_err(|error| load::unavailable(OPEN_FILES.0, &error))?;
+        let (name, over) = OPEN_FILES;
+        iterator(&mut ebpf, name)?.load(over, &btf).map_err(|error| load::unavailable(name, &error))?;
+        for (name, over) in [TCP_OPTIONS, UDP_OPTIONS] {
+            // Holders are told without them; whoever asks for options is told that there are none.
+            let _ = iterator(&mut ebpf, name)?.load(over, &btf);
         }
         let files = OpenFiles(Mutex::new(ebpf));
         // A walk that begins goes on.

@@ -99,9 +99,8 @@ pub struct Source {
     unlooked: bool,
     /// Whether the ring was empty after the last reading.
     emptied: bool,
-    /// Fences that were read, and those that have to wait for another look.
+    /// Fences that were read and not handed on yet.
     fences: Vec<Event>,
-    held_back: Vec<Event>,
 }
 
 impl Source {
@@ -151,7 +150,6 @@ impl Source {
             unlooked: false,
             emptied: true,
             fences: Vec::new(),
-            held_back: Vec::new(),
         })
     }
 
@@ -175,9 +173,7 @@ impl Source {
         let hurried = self.wait()?;
         let mut drained = Drained::default();
         self.drain(&mut drained);
-        // Those that arrived while the slots were looked through stand for what those may hold still.
-        let mut fences = std::mem::take(&mut self.fences);
-        fences.append(&mut self.held_back);
+        let fences = std::mem::take(&mut self.fences);
         let counted = self.counted()?;
         let before = std::mem::replace(&mut self.before, counted);
         drained.binds = counted.begun.saturating_sub(before.begun);
@@ -195,8 +191,8 @@ impl Source {
             }
             self.look_through()?;
             self.drain(&mut drained);
+            // Those that arrived meanwhile stand for what the slots may hold still, and wait for another look.
             if !self.fences.is_empty() {
-                self.held_back = std::mem::take(&mut self.fences);
                 self.hurry.now();
             }
         }
