@@ -21,7 +21,7 @@ mod machine;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::OnceLock;
 
 use executables::Executables;
 use initramfs::Initramfs;
@@ -65,9 +65,8 @@ struct Run {
     arguments: &'static [&'static str],
 }
 
-/// The static build, made by whichever test comes first. Held while a machine runs: one at a time is fast enough, and two
-/// would make each other's time limits depend on luck.
-static EXECUTABLES: Mutex<Option<Executables>> = Mutex::new(None);
+/// The static build, made by whichever test comes first. Each machine takes one of our processors, so they run side by side.
+static EXECUTABLES: OnceLock<Executables> = OnceLock::new();
 
 #[test]
 #[ignore = "needs root, qemu and Debian's kernels (scripts/kernels fetches them)"]
@@ -89,8 +88,6 @@ fn the_tests_pass_on_linux_6_12() {
 
 #[track_caller]
 fn pass_on(version: &str) {
-    // A test that failed on another kernel says nothing about this one.
-    let mut built = EXECUTABLES.lock().unwrap_or_else(PoisonError::into_inner);
     let kernel = kernels().join(version);
     assert!(
         kernel.join("vmlinuz").is_file() && kernels().join("busybox").is_file(),
@@ -98,7 +95,7 @@ fn pass_on(version: &str) {
         kernel.display()
     );
     machine::needs_qemu();
-    let executables = built.get_or_insert_with(|| {
+    let executables = EXECUTABLES.get_or_init(|| {
         executables::build(BOOTS.iter().flat_map(|boot| boot.runs).map(|run| run.executable))
     });
     for boot in BOOTS {

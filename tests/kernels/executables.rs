@@ -46,6 +46,8 @@ fn cargo(arguments: &[&str]) -> HashMap<String, PathBuf> {
         // It would win against RUSTFLAGS.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // An emulated processor takes seconds for what unoptimised code does in an instant.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         // Everything is copied into the machine's memory.
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("CARGO_PROFILE_DEV_STRIP", "symbols")
