@@ -117,6 +117,7 @@ impl Settings {
             grace: SignedDuration::try_from(self.grace).unwrap_or(SignedDuration::MAX),
             exempt: self.exempt.clone(),
             systems: self.systems(),
+            nat: self.nat,
         }
     }
 
@@ -138,9 +139,6 @@ impl Settings {
     /// What is configured and this version does not do yet: said at start and by `check-config`, never silently ignored.
     pub fn not_yet(&self) -> Vec<String> {
         let mut sentences = Vec::new();
-        if self.nat {
-            sentences.push("watch.nat: this version does not read NAT rules".to_owned());
-        }
         if self.history.is_some() {
             sentences.push("history.path: this version keeps no history".to_owned());
         }

@@ -1,6 +1,6 @@
 //! Answers: claims with their holders, jobs and verdicts, from the table and the look that was taken for the question.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
@@ -14,7 +14,8 @@ use crate::kernel::look::Findings;
 use crate::model::answer::{Answer, AnswerSource, Looked, SCHEMA};
 use crate::model::claim::{Binder, Claim, Owner, OwnerType, Peer, SocketRef, Verdict};
 use crate::model::job::Job;
-use crate::model::netns::NetnsSelector;
+use crate::model::nat::NatClaim;
+use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::Holder;
 use crate::model::socket::{ClaimKind, Protocol, Socket, SocketState};
 
@@ -73,6 +74,10 @@ impl Engine {
             .map(|entry| self.claim(entry, findings, &twins, step))
             .filter(|claim| question.topic != Topic::Leaks || claim.verdict == Verdict::Leaked)
             .collect();
+        let looked_at: HashSet<NetnsKey> = findings.namespaces.iter().map(|netns| netns.key).collect();
+        let nat = self.nat.claims(|netns| looked_at.contains(&netns));
+        let nat = nat.filter(|(_, claim)| question.concerns_nat(claim));
+        claims.extend(nat.map(|(netns, claim)| nat_claim(claim, self.ports.netns(netns))));
         claims.sort_by_key(order);
         let mut advice = if question.target().is_some() { advice(&claims) } else { Vec::new() };
         if !incomplete.is_empty() && claims.is_empty() && question.target().is_some() {
@@ -92,6 +97,7 @@ impl Engine {
             query: question.query(),
             incomplete,
             looked: Looked {
+                nat: self.policy.nat,
                 netns: findings.namespaces.iter().filter(|netns| netns.sockets.is_some()).count(),
                 processes: if findings.read_everywhere {
                     findings.processes_read
@@ -195,6 +201,36 @@ impl Engine {
         // The oldest first: it is the likeliest to have made the socket. pid 1 holds for others.
         holders.sort_by_key(|holder| (holder.pid == 1, holder.start_time, holder.pid));
         holders
+    }
+}
+
+/// What a rule takes, without a socket.
+fn nat_claim(claim: &NatClaim, netns: Netns) -> Claim {
+    Claim {
+        kind: ClaimKind::NatRule,
+        protocol: claim.protocol,
+        address: claim.address,
+        port: *claim.ports.start(),
+        v6only: claim.v6only,
+        interface: None,
+        ifindex: None,
+        reuseaddr: None,
+        reuseport: None,
+        state: "NAT".to_owned(),
+        peer: None,
+        expires_ms: None,
+        netns,
+        socket: None,
+        since: None,
+        binder: None,
+        holders: Vec::new(),
+        owner: Owner { kind: OwnerType::Unknown, name: None },
+        job: None,
+        shared_with: Vec::new(),
+        test: None,
+        verdict: Verdict::Unattributed,
+        reason: "a rule has no process".to_owned(),
+        nat: Some(claim.nat.clone()),
     }
 }
 

@@ -6,6 +6,7 @@ use super::Engine;
 use super::ports::Entry;
 use crate::kernel::Gap;
 use crate::kernel::look::Findings;
+use crate::model::netns::NetnsKey;
 
 /// What could not be seen, by which look: the next one of the same kind replaces it.
 #[derive(Debug, Default)]
@@ -30,7 +31,15 @@ impl Engine {
             .flat_map(|held| self.processes.unreadable(held.pid))
             .collect();
         let environments = (!closed.is_empty()).then_some(Gap::Environments(closed.len()));
-        let all: BTreeSet<&Gap> = self.known_gaps().chain(&findings.gaps).chain(&environments).collect();
+        let looked_at = |netns: &NetnsKey| findings.namespaces.iter().any(|found| found.key == *netns);
+        let rules: Vec<Gap> = self
+            .nat
+            .cut_short()
+            .filter(looked_at)
+            .map(|netns| Gap::Nat(netns.inode, "they lead too deep".to_owned()))
+            .collect();
+        let known = self.known_gaps().chain(&findings.gaps);
+        let all: BTreeSet<&Gap> = known.chain(&environments).chain(&rules).collect();
         let matters = |gap: &&&Gap| orphaned || ***gap != Gap::DescriptorsOfInit;
         all.iter().filter(matters).map(ToString::to_string).collect()
     }

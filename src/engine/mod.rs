@@ -10,6 +10,7 @@ mod conflicts;
 mod gaps;
 mod graves;
 mod jobs;
+mod nat;
 pub mod oneshot;
 mod ports;
 mod processes;
@@ -30,6 +31,7 @@ use binds::BindTable;
 use conflicts::ConflictTable;
 use gaps::Gaps;
 use jobs::{JobChange, JobTable};
+use nat::NatTable;
 use ports::PortTable;
 use processes::{Pid, ProcessTable};
 
@@ -60,6 +62,8 @@ pub struct Policy {
     pub exempt: Vec<String>,
     /// CI systems, the configured ones first.
     pub systems: Vec<Arc<dyn System>>,
+    /// Whether to read NAT rules.
+    pub nat: bool,
 }
 
 /// A job named by a process's variables, with the system that recognised it.
@@ -74,6 +78,7 @@ pub struct Engine {
     processes: ProcessTable,
     jobs: JobTable,
     ports: PortTable,
+    nat: NatTable,
     netns_descriptors: NetnsDescriptors,
     netns_mounts: Vec<NetnsMount>,
     gaps: Gaps,
@@ -99,6 +104,7 @@ impl Engine {
             processes: ProcessTable::default(),
             jobs: JobTable::default(),
             ports: PortTable::default(),
+            nat: NatTable::default(),
             netns_descriptors: NetnsDescriptors::new(),
             netns_mounts: Vec::new(),
             gaps: Gaps::default(),
@@ -262,7 +268,9 @@ impl Engine {
         }
         let mut met = false;
         for process in &findings.processes {
-            let known = self.processes.start(process.id.pid) == Some(process.id.start);
+            // A table that is made for one look may have read them briefly.
+            let known = self.watching == Watching::Continuously
+                && self.processes.start(process.id.pid) == Some(process.id.start);
             if !known && !self.processes.is_newer(process.id.pid, findings.taken_at) {
                 self.meet(process.clone(), findings.taken_at);
                 met = true;
@@ -272,6 +280,7 @@ impl Engine {
             self.processes.settle_jobs();
         }
         self.ports.apply(findings);
+        self.nat.apply(findings);
         if findings.all_netns && findings.query.ports.is_none() && findings.query.depth == Depth::Everything {
             let seen: HashSet<u64> = self.ports.entries().map(|entry| entry.socket.key.cookie).collect();
             self.binds.reconcile(|cookie| seen.contains(&cookie), findings.taken_at);

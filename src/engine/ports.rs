@@ -331,6 +331,7 @@ pub(crate) mod fixtures {
                 shown: Netns { inode: 7, name: Some("host".to_owned()), kept_by: None },
                 sockets,
                 surroundings: None,
+                nat: None,
             }],
             cgroups: HashMap::new(),
             holders: HashMap::new(),

@@ -11,6 +11,7 @@ use crate::kernel::look::{Describe, Everywhere, Plan, Search, WhenFree};
 use crate::kernel::sock_diag::{Depth, DiagQuery};
 use crate::model::answer::Query;
 use crate::model::claim::Verdict;
+use crate::model::nat::NatClaim;
 use crate::model::netns::NetnsSelector;
 use crate::model::socket::{Socket, SocketKey};
 use crate::model::target::Target;
@@ -56,6 +57,16 @@ impl Question {
             Topic::Target(target) => target.matches(socket),
             Topic::Bind { target, .. } => Target { address: None, ..target.clone() }.matches(socket),
             Topic::All | Topic::Leaks => true,
+        }
+    }
+
+    /// Whether a claim of a rule belongs into the answer.
+    pub(super) fn concerns_nat(&self, claim: &NatClaim) -> bool {
+        let meets = |target: &Target| target.meets(claim.protocol, claim.address, claim.v6only, &claim.ports);
+        match &self.topic {
+            Topic::Target(target) | Topic::Bind { target, .. } => meets(target),
+            Topic::All => true,
+            Topic::Leaks => false,
         }
     }
 
@@ -120,8 +131,13 @@ impl Engine {
         };
         let query = DiagQuery { ports, depth: Depth::Everything };
         let plan = self.plan_with(query, question.netns.clone(), search, describe);
-        let for_bind = matches!(question.topic, Topic::Bind { .. });
-        Plan { target: question.target().cloned(), for_bind, ..plan }
+        Plan {
+            target: question.target().cloned(),
+            for_bind: matches!(question.topic, Topic::Bind { .. }),
+            // A command that looks once has just asked every process.
+            inhabitants: (self.watching == Watching::Once).then(|| self.processes.inhabitants()),
+            ..plan
+        }
     }
 
     fn plan_with(
@@ -141,6 +157,7 @@ impl Engine {
             search,
             describe,
             also: Vec::new(),
+            nat: self.policy.nat,
             for_bind: false,
         }
     }

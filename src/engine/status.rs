@@ -79,11 +79,12 @@ impl Engine {
     pub fn status(&self) -> Status {
         let mut held: BTreeMap<(Protocol, ClaimKind), usize> = BTreeMap::new();
         for protocol in Protocol::ALL {
-            for kind in [ClaimKind::Listener, ClaimKind::Bound, ClaimKind::Connection, ClaimKind::TimeWait] {
+            for kind in ClaimKind::COUNTED {
                 held.insert((protocol, kind), 0);
             }
         }
         held.extend(self.ports.counts());
+        held.extend(self.nat.counts().into_iter().map(|(protocol, n)| ((protocol, ClaimKind::NatRule), n)));
         let mut jobs: BTreeMap<(String, &'static str), usize> = BTreeMap::new();
         for system in &self.policy.systems {
             for state in [JobState::Running, JobState::Ended, JobState::Unknown] {

@@ -2,7 +2,7 @@
 //!
 //! A command that is proposed holds numbers and checked names only: process names and units are chosen by others.
 
-use crate::model::claim::{Claim, OwnerType, Verdict};
+use crate::model::claim::{Claim, Nat, OwnerType, Verdict};
 use crate::model::job::Job;
 use crate::model::socket::ClaimKind;
 
@@ -27,9 +27,28 @@ fn for_claim(claim: &Claim) -> Option<String> {
             claim.port
         )),
         ClaimKind::Connection if claim.peer.is_some() && !claim.holders.is_empty() => for_connection(claim),
-        ClaimKind::Connection | ClaimKind::NatRule | ClaimKind::Reserved => None,
+        ClaimKind::NatRule => claim.nat.as_ref().map(|nat| for_rule(claim, nat)),
+        ClaimKind::Connection | ClaimKind::Reserved => None,
         ClaimKind::Listener | ClaimKind::Bound => for_holder(claim),
     }
+}
+
+fn for_rule(claim: &Claim, nat: &Nat) -> String {
+    let seen_by = match (nat.local_only, nat.conditional) {
+        (true, _) => "what processes of this host send to it",
+        (false, true) => "some of its traffic",
+        (false, false) => "its traffic",
+    };
+    let end = match (&claim.owner.kind, &claim.owner.name) {
+        (OwnerType::Container, Some(name)) => format!("stop container {name} or publish another port of it"),
+        (OwnerType::Service, Some(name)) => format!("give service {name} another nodePort"),
+        _ => "remove the rule".to_owned(),
+    };
+    format!(
+        "A rule sends {seen_by} to {} before any socket sees it: a bind to port {} succeeds and gets none of that. Use another port, or {end}.",
+        nat.destination(),
+        claim.port
+    )
 }
 
 fn for_connection(claim: &Claim) -> Option<String> {

@@ -3,7 +3,7 @@
 //! Source: `__inet_bind` in net/ipv4/af_inet.c, `__inet6_bind` in net/ipv6/af_inet6.c: the checks are in their order. What other
 //! programs at the cgroup's hooks or a security module would say is not known.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::overlap::{self, Place, Standing};
 use crate::model::answer::{Answer, SCHEMA};
@@ -147,7 +147,7 @@ pub fn wishes<'a>(
 /// Judges all binds of a target, from an answer about its ports in one namespace. Of a namespace that could not be read nothing
 /// is judged.
 pub fn judge(target: &Target, manner: &Manner, answer: Answer) -> CanBind {
-    let Answer { as_of, source, query, mut incomplete, claims, surroundings, .. } = answer;
+    let Answer { as_of, source, query, mut incomplete, looked, claims, surroundings, .. } = answer;
     let (mut binds, mut keys, mut uncertain) = (Vec::new(), Vec::new(), 0);
     let (mut errno, mut undecided, mut shared) = (None, surroundings.is_none(), false);
     if let Some(here) = &surroundings {
@@ -178,6 +178,8 @@ pub fn judge(target: &Target, manner: &Manner, answer: Answer) -> CanBind {
             "whether {uncertain} sockets let another one beside them (SO_REUSEADDR, SO_REUSEPORT): the kernel's programs, which tell, cannot be used here; `sniffer doctor` says why"
         ));
     }
+    let mut warnings = surroundings.map(|here| warnings(target, manner, shared, &here)).unwrap_or_default();
+    warnings.extend(rules(target, &claims, looked.nat));
     CanBind {
         schema: SCHEMA,
         as_of,
@@ -195,9 +197,38 @@ pub fn judge(target: &Target, manner: &Manner, answer: Answer) -> CanBind {
             .into_iter()
             .filter(|claim| key(claim).is_some_and(|key| keys.contains(&key)))
             .collect(),
-        warnings: surroundings.map(|here| warnings(target, manner, shared, &here)).unwrap_or_default(),
+        warnings,
         binds,
     }
+}
+
+/// What rules take: such a port is free, and its traffic goes elsewhere.
+fn rules(target: &Target, claims: &[Claim], read: bool) -> Vec<String> {
+    let taken =
+        claims.iter().filter_map(|claim| Some((claim, claim.nat.as_ref()?))).filter(|(claim, nat)| {
+            let ports = claim.port..=nat.last_port.unwrap_or(claim.port);
+            target.meets(claim.protocol, claim.address, claim.v6only, &ports)
+        });
+    let mut warnings: Vec<String> = taken
+        .map(|(claim, nat)| {
+            let owner = claim.owner.name.as_ref().map(|name| format!(", of {} {name}", claim.owner.kind.as_str()));
+            format!(
+                "A rule takes {} of {} before any socket sees it, and sends it to {}: {}{}. A bind succeeds and gets none of that.",
+                if nat.conditional || nat.local_only { "some of the traffic" } else { "the traffic" },
+                SocketAddr::new(claim.address, claim.port),
+                nat.destination(),
+                nat.rule(),
+                owner.unwrap_or_default(),
+            )
+        })
+        .collect();
+    if !read {
+        warnings.push(
+            "NAT rules were not read (watch.nat = false): one of them may take the port's traffic before it reaches a socket."
+                .to_owned(),
+        );
+    }
+    warnings
 }
 
 fn key(claim: &Claim) -> Option<u64> {
@@ -236,10 +267,6 @@ fn warnings(target: &Target, manner: &Manner, shared: bool, here: &Surroundings)
                 .to_owned(),
         );
     }
-    warnings.push(
-        "NAT rules are not read: one of them may take the port's traffic before it reaches a socket."
-            .to_owned(),
-    );
     warnings
 }
 

@@ -8,5 +8,6 @@ pub mod ci;
 pub mod conflict;
 pub mod exempt;
 pub mod leak;
+pub mod nat;
 pub mod overlap;
 pub mod sharing;

@@ -22,7 +22,7 @@ pub const USED: [Capability; 4] = [
     Capability {
         bit: 12,
         name: "CAP_NET_ADMIN",
-        lost: "BPF programs cannot be attached to the bind hooks, and process events not be subscribed to: failed binds are not seen",
+        lost: "BPF programs cannot be attached to the bind hooks, and process events not be subscribed to: failed binds are not seen; NAT rules cannot be read: a port that one takes seems free",
     },
     Capability {
         bit: 19,

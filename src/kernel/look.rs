@@ -4,6 +4,9 @@
 //! for is a [`Plan`] made of values, what was seen is [`Findings`]: the engine knows nothing of how.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -14,11 +17,15 @@ use super::netns::{self, Inhabitants, NetnsEntry};
 use super::process::{self, Glance, Reader};
 use super::sock_diag::{self, Depth, DiagQuery};
 use super::{Gap, Unreadable, links, surroundings};
+use crate::model::nat::Table;
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::{Holder, Process};
 use crate::model::socket::{ClaimKind, Socket, SocketKey};
 use crate::model::surroundings::Surroundings;
 use crate::model::target::Target;
+
+/// Another thread pays from this many processes on.
+const PROCESSES_PER_THREAD: usize = 64;
 
 /// Whether to read the descriptors of every process of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +114,8 @@ pub struct Plan {
     pub describe: Describe,
     /// Processes to describe beside them.
     pub also: Vec<u32>,
+    /// Whether to read NAT rules.
+    pub nat: bool,
     /// Whether to ask for what else a bind depends on: the options of sockets, and the surroundings of their namespaces.
     pub for_bind: bool,
 }
@@ -122,6 +131,17 @@ pub struct NetnsFound {
     pub sockets: Option<Vec<Socket>>,
     /// What else a bind depends on, where that was asked.
     pub surroundings: Option<Surroundings>,
+    /// Rules that send traffic elsewhere, where that was asked and could be read.
+    pub nat: Option<NatFound>,
+}
+
+/// Rules that send traffic elsewhere, in one namespace.
+#[derive(Debug, Clone, Default)]
+pub struct NatFound {
+    /// The rules; the same as before as long as nothing changed.
+    pub tables: Arc<Vec<Table>>,
+    /// The namespace's own addresses, where there are rules and they could be read.
+    pub addresses: Option<Vec<IpAddr>>,
 }
 
 /// What a look saw.
@@ -190,6 +210,13 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
     Ok(look.finish(taken_at, found))
 }
 
+/// What was read in one namespace.
+struct Visited {
+    sockets: Vec<Socket>,
+    surroundings: Option<Surroundings>,
+    nat: Option<io::Result<NatFound>>,
+}
+
 struct Look<'a> {
     plan: &'a Plan,
     reader: &'a Reader,
@@ -234,24 +261,39 @@ impl Look<'_> {
             if self.plan.for_bind {
                 self.tell_options(&mut sockets);
             }
-            Ok((sockets, self.plan.for_bind.then(surroundings::read)))
+            Ok(Visited {
+                sockets,
+                surroundings: self.plan.for_bind.then(surroundings::read),
+                nat: self.plan.nat.then(|| self.nat()),
+            })
         });
         self.gaps.extend(gaps);
-        let mut read: HashMap<NetnsKey, (Vec<Socket>, Option<Surroundings>)> = found.into_iter().collect();
+        let mut read: HashMap<NetnsKey, Visited> = found.into_iter().collect();
         let unread: HashSet<u64> = self.gaps.iter().filter_map(netns_of_gap).collect();
         for entry in entries {
-            let (sockets, surroundings) = read.remove(&entry.key).unzip();
+            let visited = read.remove(&entry.key);
             // Neither read nor refused: it ended meanwhile.
-            if sockets.is_some() || unread.contains(&entry.key.inode) {
-                let (key, shown) = (entry.key, entry.shown.clone());
-                self.namespaces.push(NetnsFound {
-                    key,
-                    shown,
-                    sockets,
-                    surroundings: surroundings.flatten(),
-                });
+            if visited.is_none() && !unread.contains(&entry.key.inode) {
+                continue;
             }
+            let (sockets, surroundings, nat) = match visited {
+                Some(visited) => (Some(visited.sockets), visited.surroundings, visited.nat),
+                None => (None, None, None),
+            };
+            let nat = nat.and_then(|nat| {
+                nat.map_err(|error| self.gaps.push(Gap::Nat(entry.key.inode, error.to_string()))).ok()
+            });
+            let (key, shown) = (entry.key, entry.shown.clone());
+            self.namespaces.push(NetnsFound { key, shown, sockets, surroundings, nat });
         }
+    }
+
+    /// The rules of the calling thread's namespace.
+    fn nat(&self) -> io::Result<NatFound> {
+        let tables = self.reader.nat.read()?;
+        let addresses = (!tables.is_empty()).then(surroundings::addresses).transpose().ok().flatten();
+        let addresses = addresses.map(|addresses| addresses.iter().map(|local| local.address).collect());
+        Ok(NatFound { tables, addresses })
     }
 
     /// Fills in the options of sockets, where the kernel's programs can tell them.
@@ -453,9 +495,31 @@ pub struct ProcessList {
     pub gaps: Vec<Gap>,
 }
 
+/// What is found for each process, on all cores.
+fn of_each<T: Send>(pids: &[u32], find: impl Fn(u32) -> Option<T> + Sync) -> Vec<T> {
+    let share = pids.len().div_ceil(descriptors::all_cores()).max(PROCESSES_PER_THREAD);
+    std::thread::scope(|scope| {
+        let find = &find;
+        let workers: Vec<_> = pids
+            .chunks(share)
+            .map(|share| scope.spawn(move || share.iter().filter_map(|pid| find(*pid)).collect::<Vec<_>>()))
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
+    })
+}
+
+/// How much to read of each process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// All that the table of a daemon keeps.
+    Whole,
+    /// What tells of jobs; the rest only where there is a job on the host.
+    ForJobs,
+}
+
 /// Lists the processes, and reads those that are not known, or not any more what they were: a pid that was reused, a
 /// program that was replaced. Errors are gaps: an unreadable list is empty.
-pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>) -> ProcessList {
+pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>, detail: Detail) -> ProcessList {
     let taken_at = reader.clock.now();
     let pids = match process::pids() {
         Ok(pids) => pids,
@@ -466,11 +530,15 @@ pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>) -> ProcessList {
             };
         }
     };
+    let read = |pid: u32| match detail {
+        Detail::Whole => reader.read(pid),
+        Detail::ForJobs => reader.read_briefly(pid),
+    };
     let look_at = |pid: u32| {
         let same = |known: &Glance| process::glance(pid).map(|glance| glance == *known);
         match known.get(&pid).map_or(Ok(false), same) {
             Ok(true) => Some((pid, None)),
-            Ok(false) => match reader.read(pid) {
+            Ok(false) => match read(pid) {
                 Ok(process) => Some((pid, Some(process))),
                 Err(Unreadable::Vanished) => None,
                 // Closed to this user (hidepid): it lives, and that is all there is to know.
@@ -480,21 +548,12 @@ pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>) -> ProcessList {
             Err(_) => Some((pid, None)),
         }
     };
-    let mut alive = HashSet::with_capacity(pids.len());
-    let mut fresh = Vec::new();
-    std::thread::scope(|scope| {
-        let look_at = &look_at;
-        let workers: Vec<_> = pids
-            .chunks(pids.len().div_ceil(descriptors::all_cores()).max(64))
-            .map(|share| {
-                scope.spawn(move || share.iter().filter_map(|pid| look_at(*pid)).collect::<Vec<_>>())
-            })
-            .collect();
-        for (pid, process) in workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()) {
-            alive.insert(pid);
-            fresh.extend(process);
-        }
-    });
+    let (alive, fresh): (HashSet<u32>, Vec<Option<Process>>) = of_each(&pids, look_at).into_iter().unzip();
+    let mut fresh: Vec<Process> = fresh.into_iter().flatten().collect();
+    if detail == Detail::ForJobs && fresh.iter().any(|process| !process.variables.is_empty()) {
+        let pids: Vec<u32> = fresh.iter().map(|process| process.id.pid).collect();
+        fresh = of_each(&pids, |pid| reader.read(pid).ok());
+    }
     let read: HashMap<u32, u64> =
         fresh.iter().filter_map(|process| Some((process.id.pid, process.netns?))).collect();
     let pids: Vec<u32> = alive.iter().copied().filter(|pid| !read.contains_key(pid)).collect();

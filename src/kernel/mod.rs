@@ -12,11 +12,13 @@ pub mod links;
 pub mod look;
 pub mod memory;
 pub mod mounts;
+pub mod nat;
 pub mod netlink;
 pub mod netns;
 pub mod proc_events;
 pub mod process;
 pub mod sock_diag;
+pub mod sockopt;
 pub mod surroundings;
 pub mod users;
 
@@ -85,6 +87,8 @@ pub enum Gap {
     Mounts(String),
     /// Namespaces kept alive by nothing but a descriptor, or by a mount elsewhere, were not looked for anew.
     HiddenNetns,
+    /// The NAT rules of a namespace.
+    Nat(u64, String),
     /// The kernel does not list bound sockets that do not listen.
     BoundSockets,
 }
@@ -134,6 +138,10 @@ impl fmt::Display for Gap {
             Gap::HiddenNetns => write!(
                 f,
                 "network namespaces that only an open file, or a mount of another mount namespace, keeps alive were looked for a short time ago and not again; ask again in some seconds"
+            ),
+            Gap::Nat(inode, why) => write!(
+                f,
+                "the NAT rules of network namespace {inode} could not be read ({why}), so one may take a port's traffic; {AS_ROOT}"
             ),
             Gap::BoundSockets => write!(
                 f,

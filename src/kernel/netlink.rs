@@ -1,4 +1,4 @@
-//! One netlink dump: send a request, walk the replies to their end (netlink(7), RFC 3549).
+//! Netlink requests: a dump, whose replies are walked to their end, or a question with one reply (netlink(7), RFC 3549).
 //!
 //! Ours rather than a crate's because the end matters: an errno inside NLMSG_DONE and the INTR flag must be noticed,
 //! since a dump that is silently short would become a wrong "free".
@@ -38,7 +38,7 @@ impl Dumper {
         payload: &[u8],
         mut each: impl FnMut(&mut Vec<T>, &[u8]),
     ) -> io::Result<Vec<T>> {
-        let request = encode(message_type, payload)?;
+        let request = encode(message_type, NLM_F_REQUEST | NLM_F_DUMP, payload)?;
         for _ in 0..ATTEMPTS {
             let mut found = Vec::new();
             if let Dump::Whole = self.attempt(&request, |payload| each(&mut found, payload))? {
@@ -46,6 +46,17 @@ impl Dumper {
             }
         }
         Err(io::Error::other("the kernel's table changed under every attempt to read it"))
+    }
+
+    /// Sends a request that has one reply, and gives its payload.
+    pub fn ask(&mut self, message_type: u16, payload: &[u8]) -> io::Result<Vec<u8>> {
+        self.socket.send(&encode(message_type, NLM_F_REQUEST, payload)?, 0)?;
+        let read = self.socket.recv(&mut self.buffer.as_mut_slice(), 0)?;
+        let received = self.buffer.get(..read).unwrap_or_default();
+        match split(received).next().ok_or_else(|| malformed("an empty reply"))?? {
+            Reply::Payload { bytes, .. } => Ok(bytes.to_vec()),
+            Reply::Done { .. } => Err(malformed("an end instead of a reply")),
+        }
     }
 
     fn attempt(&mut self, request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<Dump> {
@@ -82,12 +93,12 @@ enum Reply<'a> {
     Done { interrupted: bool },
 }
 
-fn encode(message_type: u16, payload: &[u8]) -> io::Result<Vec<u8>> {
+fn encode(message_type: u16, flags: u16, payload: &[u8]) -> io::Result<Vec<u8>> {
     let length = u32::try_from(HEADER_BYTES + payload.len()).map_err(|_| malformed("a request too large"))?;
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     bytes.extend(length.to_ne_bytes());
     bytes.extend(message_type.to_ne_bytes());
-    bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
     bytes.extend([0; 8]); // sequence and port id: one request at a time on a socket of its own
     bytes.extend(payload);
     Ok(bytes)

@@ -6,16 +6,16 @@
 use std::collections::HashSet;
 use std::io::Read;
 use std::mem::MaybeUninit;
-use std::sync::OnceLock;
 
 use procfs::FromRead;
 use procfs::process::{Process as ProcDir, Stat};
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
 
 use super::bpf::Exec;
-use super::bpf::holders::OpenFiles;
+use super::bpf::holders::Loading;
 use super::cgroup::{self, CgroupPaths};
 use super::clock::BootClock;
+use super::nat::NatTables;
 use super::users::Users;
 use super::{Unreadable, netns};
 use crate::model::cgroup_path;
@@ -37,7 +37,9 @@ pub struct Reader {
     /// cgroup ids to paths.
     pub cgroups: CgroupPaths,
     /// The kernel's own walk over open files, where it was loaded.
-    pub open_files: OnceLock<OpenFiles>,
+    pub open_files: Loading,
+    /// NAT rules, as they were read last.
+    pub nat: NatTables,
     users: Users,
 }
 
@@ -48,7 +50,8 @@ impl Reader {
             wanted: variables.into_iter().map(|name| name.as_bytes().to_vec()).collect(),
             clock: BootClock::read(),
             cgroups: CgroupPaths::default(),
-            open_files: OnceLock::new(),
+            open_files: Loading::default(),
+            nat: NatTables::default(),
             users: Users::default(),
         }
     }
@@ -56,19 +59,28 @@ impl Reader {
     /// Reads a process as far as attribution needs it. Errors: it vanished, or its stat is odd.
     pub fn read(&self, pid: u32) -> Result<Process, Unreadable> {
         let dir = open(pid)?;
+        let brief = self.read_below(&dir, pid)?;
+        Ok(with_rest(&dir, brief))
+    }
+
+    /// Reads a process without its command line and its cgroup: they matter only where there is a job on the host.
+    pub fn read_briefly(&self, pid: u32) -> Result<Process, Unreadable> {
+        self.read_below(&open(pid)?, pid)
+    }
+
+    fn read_below(&self, dir: &ProcDir, pid: u32) -> Result<Process, Unreadable> {
         let stat = dir.stat()?;
         if is_ended(&stat) {
             return Err(Unreadable::Vanished);
         }
-        let environ = read_file(&dir, "environ", ENVIRON_BYTES);
+        let environ = read_file(dir, "environ", ENVIRON_BYTES);
         Ok(Process {
             id: ProcessId { pid, start: stat.starttime },
             ppid: u32::try_from(stat.ppid).unwrap_or(0),
             comm: stat.comm,
-            cmdline: read_file(&dir, "cmdline", KEPT_CMDLINE_BYTES)
-                .map_or_else(|_| Vec::new(), |bytes| split_cmdline(&bytes)),
+            cmdline: Vec::new(),
             told: None,
-            cgroup: cgroup_of(&dir),
+            cgroup: None,
             netns: netns::of_process(pid).ok(),
             variables_readable: environ != Err(Unreadable::Denied),
             variables: environ
@@ -185,6 +197,15 @@ pub fn glance(pid: u32) -> Result<Glance, Unreadable> {
         return Err(Unreadable::Vanished);
     }
     Ok(Glance { start: Some(stat.starttime), comm: stat.comm })
+}
+
+fn with_rest(dir: &ProcDir, brief: Process) -> Process {
+    let cmdline = read_file(dir, "cmdline", KEPT_CMDLINE_BYTES);
+    Process {
+        cmdline: cmdline.map_or_else(|_| Vec::new(), |bytes| split_cmdline(&bytes)),
+        cgroup: cgroup_of(dir),
+        ..brief
+    }
 }
 
 /// A zombie has ended and waits for its parent, which may never ask. One with threads left is only its first thread's end.

@@ -23,8 +23,6 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const TCPDIAG_GETSOCK: u16 = 18;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
 /// `INET_DIAG_SKV6ONLY` of linux/inet_diag.h.
 const ATTR_V6ONLY: u16 = 11;
 /// `INET_DIAG_CGROUP_ID` of linux/inet_diag.h, since Linux 5.8.
@@ -99,7 +97,7 @@ fn dump_family(
 ) -> io::Result<Vec<Socket>> {
     let mut head = ReqV2::new();
     head.family = family;
-    head.protocol = if protocol == Protocol::Tcp { IPPROTO_TCP } else { IPPROTO_UDP };
+    head.protocol = protocol.number();
     head.states = states(protocol, query.depth);
     let request = with_ports(head.as_slice(), query);
     let found = dumper.dump(SOCK_DIAG_BY_FAMILY, &request, |found, payload| {

@@ -55,7 +55,8 @@ fn parse_ranges(text: &str) -> Vec<RangeInclusive<u16>> {
     text.trim().split(',').filter_map(range).collect()
 }
 
-fn addresses() -> std::io::Result<Vec<LocalAddress>> {
+/// The addresses of interfaces. Errors: those of netlink.
+pub fn addresses() -> std::io::Result<Vec<LocalAddress>> {
     let mut request = vec![0; AddressMessage::default().buffer_len()];
     AddressMessage::default().emit(&mut request);
     Dumper::open(NETLINK_ROUTE)?.dump(RTM_GETADDR, &request, |found, payload| found.extend(decode(payload)))

@@ -60,6 +60,9 @@ pub struct Looked {
     pub netns: usize,
     /// Processes whose descriptors were read for this answer or are followed by the daemon.
     pub processes: usize,
+    /// Whether NAT rules were read.
+    #[serde(default)]
+    pub nat: bool,
 }
 
 /// The answer to `who-holds`, `list` and `leaks`.

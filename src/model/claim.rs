@@ -1,6 +1,6 @@
 //! A claim: anything that takes a port, with its holders, job and verdict, as documents show it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,21 @@ pub enum OwnerType {
     Kernel,
     /// Nobody that could be found.
     Unknown,
+}
+
+impl OwnerType {
+    /// The word of JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            OwnerType::Process => "process",
+            OwnerType::Container => "container",
+            OwnerType::Unit => "unit",
+            OwnerType::Pod => "pod",
+            OwnerType::Service => "service",
+            OwnerType::Kernel => "kernel",
+            OwnerType::Unknown => "unknown",
+        }
+    }
 }
 
 /// Whom a person would name.
@@ -117,6 +132,52 @@ pub struct Nat {
     pub to_port: Option<u16>,
     /// Comment of the rule.
     pub comment: Option<String>,
+    /// Table the chain stands in.
+    #[serde(default)]
+    pub table: String,
+    /// The last port it takes, where it takes several.
+    #[serde(default)]
+    pub last_port: Option<u16>,
+    /// Whether it takes only some of the traffic: by source, interface, mark or chance, or by what could not be understood.
+    #[serde(default)]
+    pub conditional: bool,
+    /// Whether it takes only what processes of this host send.
+    #[serde(default)]
+    pub local_only: bool,
+    /// Where else the traffic goes, of a service with several servers.
+    #[serde(default)]
+    pub others: Vec<NatTarget>,
+}
+
+/// Where traffic goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatTarget {
+    /// Address; null for this host.
+    pub address: Option<IpAddr>,
+    /// Port; null for the one it came to.
+    pub port: Option<u16>,
+}
+
+impl Nat {
+    /// Where the traffic goes, in words.
+    pub fn destination(&self) -> String {
+        let first = match (self.to_address, self.to_port) {
+            (Some(address), Some(port)) => SocketAddr::new(address, port).to_string(),
+            (Some(address), None) => address.to_string(),
+            (None, Some(port)) => format!("port {port} of this host"),
+            (None, None) => "where could not be read".to_owned(),
+        };
+        match self.others.len() {
+            0 => first,
+            more => format!("{first} and {more} more"),
+        }
+    }
+
+    /// The rule, in words: `iptables chain CNI-DN-1 ("dnat name")`.
+    pub fn rule(&self) -> String {
+        let comment = self.comment.as_ref().map(|comment| format!(" (\"{comment}\")"));
+        format!("{} chain {}{}", self.backend, self.chain, comment.unwrap_or_default())
+    }
 }
 
 /// One thing that takes a port. One claim per socket, with all its holders.

@@ -25,6 +25,14 @@ impl Protocol {
     /// Both, in the order in which they are shown.
     pub const ALL: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
+    /// The number of IP (`IPPROTO_TCP`, `IPPROTO_UDP`).
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+        }
+    }
+
     /// The lower-case word users write and metrics carry.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -133,17 +141,26 @@ pub enum ClaimKind {
     Listener,
     /// TCP bound, neither listening nor connected.
     Bound,
+    /// A DNAT or redirect rule that takes the port's traffic.
+    NatRule,
     /// A connected socket whose local port it is.
     Connection,
     /// TIME_WAIT: the kernel keeps the port for up to 60 s.
     TimeWait,
-    /// A DNAT or redirect rule that takes the port's traffic.
-    NatRule,
     /// A kernel setting or lease.
     Reserved,
 }
 
 impl ClaimKind {
+    /// Those that are counted, also where there are none.
+    pub const COUNTED: [ClaimKind; 5] = [
+        ClaimKind::Listener,
+        ClaimKind::Bound,
+        ClaimKind::NatRule,
+        ClaimKind::Connection,
+        ClaimKind::TimeWait,
+    ];
+
     /// The word of JSON and metric labels.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -34,9 +34,22 @@ impl Target {
 
     /// Whether a socket takes part in what is asked: its port, its protocol, and an address that overlaps.
     pub fn matches(&self, socket: &Socket) -> bool {
-        self.ports.contains(&socket.port)
-            && self.protocol.is_none_or(|protocol| protocol == socket.protocol)
-            && self.address.is_none_or(|asked| overlaps(asked, socket.address, socket.v6only))
+        let port = socket.port..=socket.port;
+        self.meets(socket.protocol, socket.address, socket.v6only, &port)
+    }
+
+    /// Whether it concerns these ports of an address.
+    pub fn meets(
+        &self,
+        protocol: Protocol,
+        address: IpAddr,
+        v6only: Option<bool>,
+        ports: &RangeInclusive<u16>,
+    ) -> bool {
+        self.ports.start() <= ports.end()
+            && ports.start() <= self.ports.end()
+            && self.protocol.is_none_or(|asked| asked == protocol)
+            && self.address.is_none_or(|asked| overlaps(asked, address, v6only))
     }
 }
 

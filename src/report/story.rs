@@ -9,7 +9,7 @@ use jiff::tz::TimeZone;
 
 use super::words;
 use crate::model::answer::{Answer, AnswerSource};
-use crate::model::claim::{Claim, OwnerType, Verdict};
+use crate::model::claim::{Claim, Nat, OwnerType, Verdict};
 use crate::model::escape::Escaped;
 use crate::model::process::Holder;
 use crate::model::socket::ClaimKind;
@@ -109,19 +109,30 @@ fn nobody(text: &mut String, answer: &Answer, asked: &str) {
     line(
         text,
         format_args!(
-            "Looked at {} network namespaces and {} processes: TCP and UDP, IPv4 and IPv6, listening, bound, connected, TIME_WAIT.\n\
-            Not looked at: NAT rules, which take a port's traffic without a socket.",
-            answer.looked.netns, answer.looked.processes
+            "Looked at {} network namespaces and {} processes: TCP and UDP, IPv4 and IPv6, listening, bound, connected, TIME_WAIT{}.",
+            answer.looked.netns,
+            answer.looked.processes,
+            if answer.looked.nat { ", NAT rules" } else { "" }
         ),
     );
+    if !answer.looked.nat {
+        line(
+            text,
+            format_args!(
+                "Not looked at: NAT rules, which take a port's traffic without a socket (watch.nat = false)."
+            ),
+        );
+    }
 }
 
 fn headline(text: &mut String, answer: &Answer, asked: &str) {
     let Some(first) = answer.claims.first() else { return };
     let by = match first.owner.kind {
-        OwnerType::Container => format!("container {}", name(first)),
-        OwnerType::Unit => format!("unit {}", name(first)),
+        OwnerType::Container | OwnerType::Unit | OwnerType::Service | OwnerType::Pod => {
+            format!("{} {}", first.owner.kind.as_str(), name(first))
+        }
         OwnerType::Kernel => "the kernel".to_owned(),
+        _ if first.kind == ClaimKind::NatRule => "a NAT rule, without a socket".to_owned(),
         _ => match first.holders.first() {
             Some(holder) => format!("{} (pid {})", words::comm(holder), holder.pid),
             None => "no process that could be found".to_owned(),
@@ -144,6 +155,9 @@ fn name(claim: &Claim) -> String {
 pub(super) fn tell(text: &mut String, claim: &Claim, how: &Told<'_>) {
     let (now, zone) = (how.now, how.zone);
     let mut head = format!("{} {}", claim.protocol, words::address(claim.address, claim.port));
+    if let Some(last) = claim.nat.as_ref().and_then(|nat| nat.last_port) {
+        head += &format!("-{last}");
+    }
     if let Some(peer) = &claim.peer {
         head += &format!(" → {}", words::address(peer.address, peer.port));
     }
@@ -155,18 +169,16 @@ pub(super) fn tell(text: &mut String, claim: &Claim, how: &Told<'_>) {
         head += &format!("  on interface {}", Escaped(interface));
     }
     line(text, format_args!("\n{head}  in network namespace {}", words::netns(claim)));
+    if let Some(nat) = &claim.nat {
+        return tell_rule(text, claim, nat, how);
+    }
     for holder in &claim.holders {
         tell_holder(text, holder, how);
     }
     if claim.holders.is_empty() {
         fact(text, "process", &nobody_has_it(claim));
     }
-    if let Some(job) = &claim.job {
-        fact(text, "job", &format!("{}: {}", words::job(job), words::job_state(job, now, zone)));
-        if let Some(url) = &job.url {
-            fact(text, "", &Escaped(url).to_string());
-        }
-    }
+    tell_job(text, claim, how);
     match (claim.since, claim.kind, how.source) {
         (Some(since), _, _) => fact(text, "held", &format!("since {}", words::moment(since, now, zone))),
         (None, ClaimKind::Listener | ClaimKind::Bound, AnswerSource::Daemon) => {
@@ -206,6 +218,29 @@ pub(super) fn tell(text: &mut String, claim: &Claim, how: &Told<'_>) {
     }
     let verdict = claim.verdict.as_str();
     fact(text, "verdict", &format!("{verdict}: {}", Escaped(&claim.reason)));
+}
+
+fn tell_rule(text: &mut String, claim: &Claim, nat: &Nat, how: &Told<'_>) {
+    if let Some(name) = &claim.owner.name {
+        fact(text, claim.owner.kind.as_str(), &Escaped(name).to_string());
+    }
+    let which = match (nat.local_only, nat.conditional) {
+        (true, _) => "what processes of this host send",
+        (false, true) => "some of it",
+        (false, false) => "all of it",
+    };
+    fact(text, "traffic", &format!("{which} goes to {}", nat.destination()));
+    fact(text, "rule", &Escaped(&nat.rule()).to_string());
+    tell_job(text, claim, how);
+}
+
+fn tell_job(text: &mut String, claim: &Claim, how: &Told<'_>) {
+    if let Some(job) = &claim.job {
+        fact(text, "job", &format!("{}: {}", words::job(job), words::job_state(job, how.now, how.zone)));
+        if let Some(url) = &job.url {
+            fact(text, "", &Escaped(url).to_string());
+        }
+    }
 }
 
 fn nobody_has_it(claim: &Claim) -> String {
@@ -270,7 +305,7 @@ pub(crate) mod fixtures {
             source: AnswerSource::Daemon,
             query: Query::default(),
             incomplete: Vec::new(),
-            looked: Looked { netns: 3, processes: 214 },
+            looked: Looked { netns: 3, processes: 214, nat: true },
             advice: crate::judge::advice::advice(&claims),
             claims,
             surroundings: None,

@@ -70,7 +70,10 @@ fn row(claim: &Claim, state: &str, answer: &Answer, zone: &TimeZone) -> [String;
     let dash = || "-".to_owned();
     let holder = claim.holders.first();
     [
-        claim.port.to_string(),
+        match claim.nat.as_ref().and_then(|nat| nat.last_port) {
+            Some(last) => format!("{}-{last}", claim.port),
+            None => claim.port.to_string(),
+        },
         claim.protocol.to_string(),
         claim.address.to_string(),
         Escaped(state).to_string(),
@@ -95,7 +98,12 @@ fn row(claim: &Claim, state: &str, answer: &Answer, zone: &TimeZone) -> [String;
 }
 
 fn nobody(claim: &Claim) -> String {
-    if claim.owner.kind == OwnerType::Kernel { "the kernel".to_owned() } else { "none found".to_owned() }
+    match (&claim.nat, &claim.owner.name) {
+        (Some(_), Some(name)) => format!("{} {}", claim.owner.kind.as_str(), Escaped(name)),
+        (Some(nat), None) => format!("→ {}", nat.destination()),
+        (None, _) if claim.owner.kind == OwnerType::Kernel => "the kernel".to_owned(),
+        (None, _) => "none found".to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
+use std::thread::JoinHandle;
 
 use aya::Ebpf;
 use aya::programs::Iter;
@@ -44,7 +45,49 @@ const PAYS_FROM: u64 = 40_000;
 const ASKED: usize = 64;
 
 /// The loaded program.
-pub struct OpenFiles(Mutex<Ebpf>);
+pub struct OpenFiles {
+    ebpf: Mutex<Ebpf>,
+    /// A walk that was taken before anybody asked.
+    ahead: Mutex<Option<Scan>>,
+}
+
+/// The program, where it was loaded: nowhere, at once, or by a thread that goes on meanwhile.
+#[derive(Debug, Default)]
+pub struct Loading {
+    loaded: OnceLock<Option<OpenFiles>>,
+    thread: Mutex<Option<JoinHandle<Option<OpenFiles>>>>,
+}
+
+impl Loading {
+    /// It is loaded.
+    pub fn set(&self, files: OpenFiles) {
+        let _ = self.loaded.set(Some(files));
+    }
+
+    /// Loads it in a thread of its own, if `wants` says so there, and takes a walk ahead, for a command that looks once.
+    pub fn begin(&self, wants: impl FnOnce() -> bool + Send + 'static) {
+        let load = move || {
+            // Without it /proc is read, which takes longer and finds the same.
+            let files = wants().then(|| OpenFiles::load(Reasons::InBrief))?.ok()?;
+            files.walk_ahead();
+            Some(files)
+        };
+        if self.loaded.get().is_none()
+            && let Ok(mut thread) = self.thread.lock()
+        {
+            *thread = Some(std::thread::spawn(load));
+        }
+    }
+
+    /// The program, once the thread has ended that loads it.
+    pub fn get(&self) -> Option<&OpenFiles> {
+        let join = || self.thread.lock().ok()?.take()?.join().ok()?;
+        match self.loaded.get() {
+            Some(loaded) => loaded.as_ref(),
+            None => self.loaded.get_or_init(join).as_ref(),
+        }
+    }
+}
 
 impl std::fmt::Debug for OpenFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -88,7 +131,7 @@ impl OpenFiles {
             // Holders are told without them; whoever asks for options is told that there are none.
             let _ = iterator(&mut ebpf, name)?.load(over, &btf);
         }
-        let files = OpenFiles(Mutex::new(ebpf));
+        let files = OpenFiles { ebpf: Mutex::new(ebpf), ahead: Mutex::new(None) };
         // A walk that begins goes on.
         files.begin(OPEN_FILES.0)?;
         Ok(files)
@@ -104,12 +147,31 @@ impl OpenFiles {
         Ok(options)
     }
 
+    /// Walks before it is known which sockets will be asked for.
+    fn walk_ahead(&self) {
+        if let (Ok(mut ahead), Ok(scan)) = (self.ahead.lock(), self.take_walk(|_| true)) {
+            *ahead = Some(scan);
+        }
+    }
+
     /// Walks all open files, for these sockets and for network namespaces; `processes` is how many there are to be seen.
     pub fn scan(&self, wanted: &HashSet<u32>, processes: usize) -> Result<Scan, Unavailable> {
+        // One that was taken ahead tells nothing of sockets that were opened later.
+        let ahead = self.ahead.lock().ok().and_then(|mut ahead| ahead.take());
+        let told = ahead.filter(|scan| wanted.iter().all(|inode| scan.sockets.contains_key(inode)));
+        let mut scan = match told {
+            Some(scan) => scan,
+            None => self.take_walk(|inode| wanted.contains(&inode))?,
+        };
+        scan.read = processes;
+        Ok(scan)
+    }
+
+    fn take_walk(&self, wanted: impl Fn(u32) -> bool) -> Result<Scan, Unavailable> {
         let own = std::process::id();
-        let mut scan = Scan { read: processes, ..Scan::default() };
+        let mut scan = Scan::default();
         self.walk::<FILE_BYTES>(OPEN_FILES.0, |bytes| match decode(bytes) {
-            Some(OpenFile::Socket(inode, held, options)) if wanted.contains(&inode) => {
+            Some(OpenFile::Socket(inode, held, options)) if wanted(inode) => {
                 scan.add_socket(inode, held);
                 scan.options.insert(inode, options);
             }
@@ -128,7 +190,7 @@ impl OpenFiles {
 
     /// A walk, from the beginning.
     fn begin(&self, name: &str) -> Result<File, Unavailable> {
-        let mut ebpf = self.0.lock().map_err(|error| failed(&error))?;
+        let mut ebpf = self.ebpf.lock().map_err(|error| failed(&error))?;
         let program = iterator(&mut ebpf, name)?;
         let link = program.attach().map_err(|error| load::unavailable(OPEN_FILES.0, &error))?;
         let link = program.take_link(link).map_err(|error| failed(&error))?;

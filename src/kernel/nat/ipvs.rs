@@ -1,0 +1,125 @@
+//! Virtual servers of IPVS, from `/proc/net/ip_vs` (`ip_vs_info_seq_show` of net/netfilter/ipvs/ip_vs_ctl.c): reading a file loads
+//! no module, as asking over netlink would.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::model::nat::{Backend, Chain, Destination, Hook, Rule, Share, Table, Then, Traffic, number};
+use crate::model::ranges::RangeSet;
+use crate::model::socket::Protocol;
+
+/// What its claims name as their chain.
+const CHAIN: &str = "IPVS";
+
+/// The virtual servers of the calling thread's namespace; none where the kernel has no IPVS. Errors: the file cannot be read.
+pub(super) fn table() -> io::Result<Option<Table>> {
+    match fs::read_to_string("/proc/thread-self/net/ip_vs") {
+        Ok(text) => Ok(parse(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A line for each virtual server, and indented ones for where it sends its traffic:
+/// `TCP  C0A80001:0050 rr`, `  -> 0A000002:1F90      Masq    1      0          0`.
+fn parse(text: &str) -> Option<Table> {
+    let mut rules: Vec<Rule> = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        match (words.next(), words.next().and_then(parse_place)) {
+            (Some("->"), Some((address, port))) => {
+                if let Some(Rule { then: Then::Send(to @ Destination { address: None, .. }), .. }) =
+                    rules.last_mut()
+                {
+                    *to = Destination { address: Some(address), port: Some(port) };
+                }
+            }
+            (Some(protocol), Some((address, port))) => {
+                let Ok(protocol) = protocol.to_ascii_lowercase().parse::<Protocol>() else { continue };
+                let to = Destination { address: None, port: None };
+                rules.push(Rule {
+                    traffic: vec![traffic(protocol, address, port)],
+                    comment: None,
+                    then: Then::Send(to),
+                });
+            }
+            // The heading, and servers of marked packets, which have no port.
+            _ => {}
+        }
+    }
+    (!rules.is_empty()).then(|| Table {
+        backend: Backend::Ipvs,
+        name: CHAIN.to_owned(),
+        chains: vec![Chain { name: CHAIN.to_owned(), hook: Some(Hook::Prerouting), rules }],
+    })
+}
+
+fn traffic(protocol: Protocol, address: IpAddr, port: u16) -> Traffic {
+    let place = RangeSet::one(number(address));
+    let (four, six) = match address {
+        IpAddr::V4(_) => (place, RangeSet::none()),
+        IpAddr::V6(_) => (RangeSet::none(), place),
+    };
+    Traffic {
+        protocols: RangeSet::one(protocol.number()),
+        // A persistent server of port 0 takes every port.
+        ports: if port == 0 { RangeSet::all() } else { RangeSet::one(port) },
+        four,
+        six,
+        share: Share::All,
+    }
+}
+
+/// `C0A80001:0050` or `[2001:0db8:0000:0000:0000:0000:0000:0001]:0050`.
+fn parse_place(text: &str) -> Option<(IpAddr, u16)> {
+    let (address, port) = text.rsplit_once(':')?;
+    let address = match address.strip_prefix('[') {
+        Some(six) => six.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?.into(),
+        None if address.len() == 8 => Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?).into(),
+        None => return None,
+    };
+    Some((address, u16::from_str_radix(port, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Linux prints it; the kernel that the tests run on has no IPVS.
+    const SERVERS: &str = "\
+IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
+TCP  C0A80001:7531 rr  persistent 10800
+  -> 0A000002:1F90      Masq    1      0          0         
+  -> 0A000003:1F90      Masq    1      0          0         
+UDP  [2001:0db8:0000:0000:0000:0000:0000:0001]:0035 wlc 
+FWM  00000001 rr 
+SCTP C0A80001:0050 rr 
+";
+
+    #[test]
+    fn servers_are_rules() {
+        let table = parse(SERVERS).unwrap();
+        let rules = &table.chains[0].rules;
+        let to = Destination { address: Some([10, 0, 0, 2].into()), port: Some(8080) };
+        let server = traffic(Protocol::Tcp, [192, 168, 0, 1].into(), 30001);
+        assert_eq!(rules[0], Rule { traffic: vec![server], comment: None, then: Then::Send(to) });
+        assert!(rules[1].traffic[0].six.contains(number("2001:db8::1".parse().unwrap())));
+        assert_eq!(rules[1].then, Then::Send(Destination { address: None, port: None }), "it has no server");
+        assert_eq!(rules.len(), 2);
+    }
+
+    #[test]
+    fn what_is_no_server_is_none() {
+        for text in [
+            "",
+            "IP Virtual Server version 1.2.1 (size=4096)\n",
+            "TCP\n-> x\nTCP :\nTCP é:1\n",
+            "TCP C0A8:1 rr",
+        ] {
+            assert_eq!(parse(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Rules that send the traffic of ports elsewhere, in the calling thread's network namespace: nftables, iptables, IPVS.
+//!
+//! They are read again only where the generation of nftables' rules has changed. Nothing here makes the kernel load a module or make a
+//! table: what is not there is not asked for.
+
+mod attributes;
+mod expressions;
+mod ipvs;
+mod legacy;
+mod nftables;
+mod xtables;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use nftables::Nftables;
+
+use super::sockopt;
+use crate::model::nat::Table;
+
+/// Namespaces whose tables are kept; more than have rules on any real host.
+const KEPT: usize = 1024;
+
+/// Tables as they were read last, by the cookie of their namespace, which is never used again. Where the kernel has no such cookie
+/// (before Linux 5.14) nothing is kept.
+#[derive(Debug, Default)]
+pub struct NatTables(Mutex<HashMap<u64, Kept>>);
+
+#[derive(Debug)]
+struct Kept {
+    generation: Option<u32>,
+    nftables: Vec<Table>,
+    all: Arc<Vec<Table>>,
+}
+
+impl NatTables {
+    /// Reads the tables of the calling thread's namespace. They are the same `Arc` as long as nothing changed.
+    /// Errors: no permission (`CAP_NET_ADMIN`), or something that cannot be read: then nothing is known.
+    pub fn read(&self) -> io::Result<Arc<Vec<Table>>> {
+        let cookie = sockopt::netns_cookie().ok();
+        let mut nftables = has_nftables().then(Nftables::open).transpose()?;
+        let generation = nftables.as_mut().map(Nftables::generation).transpose()?;
+        let mut others = legacy::tables()?;
+        others.extend(ipvs::table()?);
+        let kept = cookie.and_then(|cookie| self.lock().remove(&cookie));
+        let kept = match kept.filter(|kept| kept.generation == generation) {
+            Some(kept) => kept,
+            None => {
+                let tables = nftables.as_mut().map(Nftables::tables).transpose()?.unwrap_or_default();
+                Kept { generation, nftables: tables, all: Arc::default() }
+            }
+        };
+        let all: Vec<Table> = kept.nftables.iter().cloned().chain(others).collect();
+        let all = if *kept.all == all { kept.all } else { Arc::new(all) };
+        if let Some(cookie) = cookie.filter(|_| !all.is_empty()) {
+            let mut tables = self.lock();
+            // Those of namespaces that ended are still in there.
+            if tables.len() >= KEPT {
+                tables.clear();
+            }
+            tables.insert(cookie, Kept { all: all.clone(), ..kept });
+        }
+        Ok(all)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether this kernel has nftables already: where it is a module, a question would load it. Where nothing says what is built in, it is
+/// asked.
+fn has_nftables() -> bool {
+    static BUILT_IN: LazyLock<bool> = LazyLock::new(|| {
+        let release = rustix::system::uname();
+        let path =
+            Path::new("/lib/modules").join(&*release.release().to_string_lossy()).join("modules.builtin");
+        fs::read_to_string(path).map_or(true, |list| list.contains("/nf_tables.ko"))
+    });
+    Path::new("/sys/module/nf_tables").exists() || *BUILT_IN
+}

@@ -1,0 +1,387 @@
+//! Rules that take a port's traffic without a socket: made by the real tools, read from the real kernel, and compared with where
+//! packets really go.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's failure is a panic"
+)]
+
+mod common;
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Daemon, NamedNetns, alone, claims, eventually, ip, json, run};
+use serde_json::Value;
+use sniffer::judge::nat;
+use sniffer::kernel::nat::NatTables;
+use sniffer::kernel::surroundings;
+
+/// Runs a tool in a namespace, with this on its standard input.
+#[track_caller]
+fn tool(mut command: Command, input: &str) {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "{command:?}\n{input}");
+}
+
+impl Rules for NamedNetns {
+    #[track_caller]
+    fn nft(&self, rules: &str) {
+        let mut command = self.command("nft");
+        command.args(["-f", "-"]);
+        // It wants a line for each brace that ends a block.
+        tool(command, &rules.replace("; }", "\n}").replace("} }", "}\n}"));
+    }
+
+    #[track_caller]
+    fn iptables(&self, program: &str, rules: &[&str]) {
+        for rule in rules {
+            let mut command = self.command(program);
+            command.args(["-t", "nat"]).args(words(rule));
+            tool(command, "");
+        }
+    }
+}
+
+trait Rules {
+    fn nft(&self, rules: &str);
+    fn iptables(&self, program: &str, rules: &[&str]);
+}
+
+/// Words, and what is between two `|` as one.
+fn words(line: &str) -> Vec<&str> {
+    let parts = line.split('|').enumerate();
+    parts
+        .flat_map(|(n, part)| if n % 2 == 1 { vec![part] } else { part.split_whitespace().collect() })
+        .collect()
+}
+
+/// A namespace with a loopback and an address of its own.
+fn netns(name: &str) -> NamedNetns {
+    let netns = NamedNetns::new(name);
+    ip(&["-n", &netns.0, "link", "set", "lo", "up"]);
+    ip(&["-n", &netns.0, "address", "add", "10.9.0.1/32", "dev", "lo"]);
+    ip(&["-n", &netns.0, "address", "add", "fd00:9::1/128", "dev", "lo", "nodad"]);
+    netns
+}
+
+/// Each claim of a rule on these ports: `tcp 0.0.0.0:80 → 10.0.0.1:8080`.
+#[track_caller]
+fn taken(netns: &NamedNetns, target: &str) -> Vec<String> {
+    let (_, document) = json(alone().args(["who-holds", target, "--netns", &netns.0]));
+    claims(&document, "kind", "nat_rule").into_iter().map(shown).collect()
+}
+
+fn shown(claim: &Value) -> String {
+    let nat = &claim["nat"];
+    let text = |value: &Value| value.as_str().map(str::to_owned).unwrap_or_else(|| value.to_string());
+    let last = nat["last_port"].as_u64().map(|last| format!("-{last}")).unwrap_or_default();
+    format!(
+        "{} {}:{}{last} → {}:{}",
+        text(&claim["protocol"]),
+        text(&claim["address"]),
+        claim["port"],
+        text(&nat["to_address"]),
+        nat["to_port"]
+    )
+}
+
+#[test]
+#[ignore = "needs root, ip and nft"]
+fn rules_of_nftables_are_found_in_every_form() {
+    let netns = netns("nft");
+    netns.nft(
+        r#"
+        table ip nat {
+            map services { type inet_proto . inet_service : verdict; elements = { tcp . 1000 comment "a name" : goto one, udp . 1001 : goto two } }
+            map targets { type inet_service : ipv4_addr . inet_service; elements = { 1010 : 10.1.1.1 . 80, 1011 : 10.1.1.2 . 81 } }
+            set ports { type inet_service; flags interval; elements = { 1020, 1025-1027 } }
+            set places { type ipv4_addr . inet_service; elements = { 10.9.0.1 . 1030, 10.66.0.1 . 1031 } }
+            chain one { numgen random mod 2 vmap { 0 : goto first, 1 : goto second }; }
+            chain first { meta l4proto tcp dnat to 10.2.0.1:80; }
+            chain second { meta l4proto tcp dnat to 10.2.0.2:80; }
+            chain two { meta l4proto udp dnat to 10.2.0.3:53; }
+            chain pre {
+                type nat hook prerouting priority -100
+                fib daddr type local meta l4proto . th dport vmap @services
+                dnat ip to tcp dport map @targets
+                tcp dport @ports redirect to :2020
+                ip daddr . tcp dport @places redirect to :2030
+                tcp dport != 1-1099 tcp dport 1000-1100 redirect to :2040 comment "edge"
+                ip daddr 10.9.0.0/16 tcp dport 1050 dnat to 10.2.0.5
+                ip daddr 10.66.0.0/16 tcp dport 1051 dnat to 10.2.0.5
+                iifname "nowhere" tcp dport 1052 redirect to :2052
+                tcp dport >= 1060 tcp dport < 1063 redirect to :2060
+                udp sport 7 udp dport 1065 redirect to :2065
+            }
+            chain out { type nat hook output priority -100; tcp dport 1070 redirect to :2070; }
+        }
+        table inet six {
+            chain pre {
+                type nat hook prerouting priority -90
+                ip6 daddr fd00:9::1 tcp dport 1080 dnat ip6 to [fd00::5]:80
+                meta nfproto ipv6 udp dport 1081 redirect to :2081
+                tcp dport 1082 redirect to :2082
+            }
+        }
+        table ip filter { chain input { type filter hook input priority 0; tcp dport 1090 drop; } }
+        "#,
+    );
+    for (target, expected) in [
+        ("1000", vec!["tcp 0.0.0.0:1000 → 10.2.0.1:80"]),
+        ("1001", vec!["udp 0.0.0.0:1001 → 10.2.0.3:53"]),
+        ("1010-1019", vec!["tcp 0.0.0.0:1010 → 10.1.1.1:80", "tcp 0.0.0.0:1011 → 10.1.1.2:81"]),
+        ("1020-1029", vec!["tcp 0.0.0.0:1020 → null:2020", "tcp 0.0.0.0:1025-1027 → null:2020"]),
+        ("1026", vec!["tcp 0.0.0.0:1025-1027 → null:2020"]),
+        ("1030-1039", vec!["tcp 10.9.0.1:1030 → null:2030"]),
+        ("1100", vec!["tcp 0.0.0.0:1100 → null:2040"]),
+        ("1050-1051", vec!["tcp 10.9.0.1:1050 → 10.2.0.5:null"]),
+        ("1052", vec!["tcp 0.0.0.0:1052 → null:2052"]),
+        ("1060-1064", vec!["tcp 0.0.0.0:1060-1062 → null:2060"]),
+        ("1065", vec!["udp 0.0.0.0:1065 → null:2065"]),
+        ("1070", vec!["tcp 0.0.0.0:1070 → null:2070"]),
+        ("1080", vec!["tcp fd00:9::1:1080 → fd00::5:80"]),
+        ("1081-1082", vec!["udp :::1081 → null:2081", "tcp :::1082 → null:2082"]),
+        ("1070/udp", vec![]),
+        ("127.0.0.1:1050", vec![]),
+        ("1090", vec![]),
+    ] {
+        assert_eq!(taken(&netns, target), expected, "{target}");
+    }
+    let (code, document) = json(alone().args(["who-holds", "1000", "--netns", &netns.0]));
+    let nat = &document["claims"][0]["nat"];
+    assert_eq!((code, &nat["comment"], &nat["conditional"]), (0, &"a name".into(), &false.into()), "{nat:#}");
+    assert_eq!(nat["others"][0]["address"], "10.2.0.2");
+    let (_, document) = json(alone().args(["who-holds", "1052", "--netns", &netns.0]));
+    assert_eq!(document["claims"][0]["nat"]["conditional"], true, "the interface decides too");
+    let (_, document) = json(alone().args(["who-holds", "1070", "--netns", &netns.0]));
+    assert_eq!(document["claims"][0]["nat"]["local_only"], true);
+    let (_, text, _) = run(alone().args(["who-holds", "1100", "--netns", &netns.0]));
+    assert!(
+        text.starts_with("1100 is held by a NAT rule") && text.contains("chain pre (\"edge\")"),
+        "{text}"
+    );
+    let (_, text, _) = run(alone().args(["list", "--netns", &netns.0]));
+    assert!(text.contains("1025-1027") && text.contains("→ port 2020 of this host"), "{text}");
+}
+
+#[test]
+#[ignore = "needs root, ip and iptables"]
+fn rules_of_iptables_are_found_on_both_of_its_backends() {
+    for (program, backend) in [("iptables-nft", "nftables"), ("iptables-legacy", "iptables")] {
+        let netns = netns(program);
+        netns.iptables(
+            program,
+            &[
+                "-N DOCKER",
+                "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER",
+                "-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER",
+                "-A DOCKER -i docker0 -j RETURN",
+                "-A DOCKER ! -i docker0 -p tcp -m tcp --dport 5000 -j DNAT --to-destination 172.17.0.2:80",
+                "-A DOCKER -d 10.9.0.1/32 ! -i docker0 -p udp -m udp --dport 5001 -j DNAT --to-destination 172.17.0.2:53",
+                "-N CNI-HOSTPORT-DNAT",
+                "-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
+                "-N CNI-DN-1",
+                "-A CNI-HOSTPORT-DNAT -p tcp -m comment --comment |dnat name: \"cbr0\" id: \"6af\"| -m multiport --dports 8080,8090 -j CNI-DN-1",
+                "-A CNI-DN-1 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.85.0.2:80",
+                "-A CNI-DN-1 -p tcp -m tcp --dport 8090 -j DNAT --to-destination 10.85.0.2:90",
+                "-A PREROUTING -p tcp -m multiport --dports 6000,6005:6007 -j REDIRECT --to-ports 16000",
+                "-A PREROUTING -p udp -m udp --dport 6010:6019 -j REDIRECT --to-ports 16010",
+                "-A PREROUTING -p tcp -m tcp ! --dport 1:64999 -j REDIRECT --to-ports 16020",
+                "-A PREROUTING -m iprange --dst-range 10.9.0.0-10.9.0.9 -p tcp -m tcp --dport 6030 -j REDIRECT --to-ports 16030",
+                "-A PREROUTING -p tcp -m tcp --dport 6040 -m comment --comment |\u{1b}[31mred| -j REDIRECT --to-ports 16040",
+                "-A PREROUTING -p tcp -m tcp --dport 6050 -j ACCEPT",
+                "-A PREROUTING -p tcp -m tcp --dport 6050 -j REDIRECT --to-ports 16050",
+            ],
+        );
+        for (target, expected) in [
+            ("5000", vec!["tcp 0.0.0.0:5000 → 172.17.0.2:80"]),
+            ("5001", vec!["udp 10.9.0.1:5001 → 172.17.0.2:53"]),
+            ("8080-8090", vec!["tcp 0.0.0.0:8080 → 10.85.0.2:80", "tcp 0.0.0.0:8090 → 10.85.0.2:90"]),
+            ("6000-6009", vec!["tcp 0.0.0.0:6000 → null:16000", "tcp 0.0.0.0:6005-6007 → null:16000"]),
+            ("6015", vec!["udp 0.0.0.0:6010-6019 → null:16010"]),
+            ("65001", vec!["tcp 0.0.0.0:65000-65535 → null:16020"]),
+            ("6030", vec!["tcp 10.9.0.1:6030 → null:16030"]),
+            ("6040", vec!["tcp 0.0.0.0:6040 → null:16040"]),
+            ("6050", vec![]),
+        ] {
+            assert_eq!(taken(&netns, target), expected, "{program} {target}");
+        }
+        let (_, document) = json(alone().args(["who-holds", "8080", "--netns", &netns.0]));
+        let nat = &document["claims"][0]["nat"];
+        assert_eq!(
+            (&nat["backend"], &nat["comment"]),
+            (&backend.into(), &"dnat name: \"cbr0\" id: \"6af\"".into())
+        );
+        let (_, text, _) = run(alone().args(["who-holds", "6040", "--netns", &netns.0]));
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+        let (code, free) = json(alone().args(["can-bind", "8080", "--netns", &netns.0]));
+        let warned = free["warnings"].as_array().unwrap().iter().any(|warning| {
+            let warning = warning.as_str().unwrap();
+            warning.contains("sends it to 10.85.0.2:80") && warning.contains("gets none of that")
+        });
+        assert!(code == 0 && warned, "{free:#}");
+    }
+}
+
+#[test]
+#[ignore = "needs root, ip and nft"]
+fn the_daemon_sees_rules_come_and_go() {
+    let netns = netns("daemon");
+    let daemon = Daemon::start("");
+    let taken = || {
+        let document = daemon.who_holds(4711);
+        claims(&document, "netns", "").len() + claims(&document, "kind", "nat_rule").len()
+    };
+    assert_eq!(taken(), 0);
+    netns.nft(
+        "table ip t { chain c { type nat hook prerouting priority -100; tcp dport 4711 redirect to :1; } }",
+    );
+    assert_eq!(taken(), 1, "a question reads rules that changed");
+    let counted = || daemon.metric(r#"sniffer_held_ports{kind="nat_rule",protocol="tcp"}"#);
+    eventually("the metric counts it", || counted().filter(|count| *count >= 1.0));
+    netns.nft("delete table ip t");
+    assert_eq!(taken(), 0);
+    let quiet = Daemon::start("watch.nat = false");
+    netns.nft(
+        "table ip t { chain c { type nat hook prerouting priority -100; tcp dport 4711 redirect to :1; } }",
+    );
+    let document = quiet.who_holds(4711);
+    assert_eq!((claims(&document, "kind", "nat_rule").len(), &document["looked"]["nat"]), (0, &false.into()));
+}
+
+/// Ports of the rules that are compared with the kernel.
+const PORTS: std::ops::RangeInclusive<u16> = 1000..=1015;
+/// Where rules send to: a listener on each tells which rule had a connection.
+const LISTENERS: [u16; 4] = [2000, 2001, 2002, 2003];
+
+/// Numbers without a pattern (xorshift): the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+
+    fn port(&mut self) -> u64 {
+        u64::from(*PORTS.start()) + self.roll(PORTS.len() as u64)
+    }
+
+    fn condition(&mut self) -> String {
+        let (one, other) = (self.port(), self.port());
+        let (low, high) = (one.min(other), one.max(other));
+        match self.roll(9) {
+            0 | 1 => format!("tcp dport {one}"),
+            2 => format!("tcp dport {low}-{high}"),
+            3 => format!("tcp dport != {low}-{high} tcp dport 1000-1015"),
+            4 => format!("tcp dport {{ {one}, {other} }}"),
+            5 => format!("tcp dport > {low} tcp dport <= {high}"),
+            6 => format!("ip daddr 127.0.0.2 tcp dport {one}"),
+            7 => format!("ip daddr != 127.0.0.0/8 tcp dport {one}"),
+            _ => format!("meta l4proto tcp th dport {one}"),
+        }
+    }
+
+    fn rule(&mut self, depth: usize) -> String {
+        let listener = LISTENERS[self.roll(4) as usize];
+        let condition = self.condition();
+        match self.roll(8) {
+            0..=2 => format!("{condition} redirect to :{listener}"),
+            3 => format!("{condition} dnat to 127.0.0.1:{listener}"),
+            4 => format!("{condition} accept"),
+            5 => format!("{condition} return"),
+            6 if depth < 3 => format!("{condition} jump c{}", depth + 1),
+            7 if depth < 3 => {
+                format!(
+                    "tcp dport vmap {{ {} : goto c{}, {} : accept }}",
+                    self.port() % 8 + 1000,
+                    depth + 1,
+                    self.port() % 8 + 1008
+                )
+            }
+            _ => format!("dnat to tcp dport map {{ {} : 127.0.0.1 . {listener} }}", self.port()),
+        }
+    }
+
+    fn rules(&mut self) -> String {
+        let mut text = String::from("table ip t\ndelete table ip t\ntable ip t {\n");
+        for depth in (0..=3).rev() {
+            let head = if depth == 0 { "type nat hook output priority -100;" } else { "" };
+            text += &format!("chain c{depth} {{ {head}\n");
+            for _ in 0..=self.roll(5) {
+                text += &format!("{}\n", self.rule(depth));
+            }
+            text += "}\n";
+        }
+        text + "}\n"
+    }
+}
+
+/// Which listener a connection reaches, if any.
+fn reached(address: Ipv4Addr, port: u16, listeners: &[(u16, TcpListener)]) -> Option<u16> {
+    let to = SocketAddr::from((address, port));
+    // Its own port may be another one there: the kernel changes it where connections would look alike.
+    let _connection = TcpStream::connect_timeout(&to, Duration::from_secs(5)).ok()?;
+    let accepted = || listeners.iter().find(|(_, listener)| listener.accept().is_ok());
+    Some(eventually("a listener has it", accepted).0)
+}
+
+#[test]
+#[ignore = "needs root, ip and nft"]
+fn claims_agree_with_where_connections_go() {
+    let netns = netns("agree");
+    let entered = std::fs::File::open(format!("/run/netns/{}", netns.0)).unwrap();
+    std::thread::spawn(move || {
+        nix::sched::setns(&entered, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let listeners = LISTENERS.map(|port| {
+            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            (port, listener)
+        });
+        let tables = NatTables::default();
+        let addresses: Vec<_> =
+            surroundings::addresses().unwrap().iter().map(|local| local.address).collect();
+        let mut dice = Dice(0x5eed);
+        let (mut compared, mut certain) = (0, 0);
+        for round in 0..40 {
+            let rules = dice.rules();
+            let mut nft = Command::new("nft");
+            nft.args(["-f", "-"]);
+            tool(nft, &rules);
+            let found = nat::claims(&tables.read().unwrap(), Some(&addresses));
+            assert!(!found.cut_short);
+            for address in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)] {
+                for port in PORTS {
+                    let here = found.claims.iter().filter(|claim| claim.ports.contains(&port));
+                    let here =
+                        here.filter(|claim| claim.address == address || claim.address.is_unspecified());
+                    let (maybe, surely): (Vec<_>, Vec<_>) = here.partition(|claim| claim.nat.conditional);
+                    let really = reached(address, port, &listeners);
+                    // What is for one address stands before what is for all.
+                    let first = surely.iter().min_by_key(|claim| claim.address.is_unspecified());
+                    let agrees = match first {
+                        Some(claim) => claim.nat.to_port == really,
+                        None => really.is_none() || maybe.iter().any(|claim| claim.nat.to_port == really),
+                    };
+                    assert!(
+                        agrees,
+                        "round {round}, {address}:{port} → {really:?}\n{rules}\n{maybe:#?}\n{surely:#?}"
+                    );
+                    (compared, certain) = (compared + 1, certain + usize::from(maybe.is_empty()));
+                }
+            }
+        }
+        assert!(certain * 10 > compared * 9, "of {compared} ports only {certain} were certain");
+    })
+    .join()
+    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
