@@ -19,7 +19,7 @@ use std::time::Duration;
 use common::{Daemon, NamedNetns, alone, claims, eventually, ip, json, run};
 use serde_json::Value;
 use sniffer::judge::nat;
-use sniffer::kernel::nat::NatTables;
+use sniffer::kernel::nat::{Makers, NatTables};
 use sniffer::kernel::surroundings;
 
 /// Runs a tool in a namespace, with this on its standard input.
@@ -357,7 +357,7 @@ fn claims_agree_with_where_connections_go() {
             let mut nft = Command::new("nft");
             nft.args(["-f", "-"]);
             tool(nft, &rules);
-            let found = nat::claims(&tables.read().unwrap(), Some(&addresses));
+            let found = nat::claims(&tables.read(Makers::probe()).unwrap(), Some(&addresses));
             assert!(!found.cut_short);
             for address in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)] {
                 for port in PORTS {

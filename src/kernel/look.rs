@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use super::bpf::holders::OpenFiles;
 use super::descriptors::{self, Descriptor, NetnsDescriptors, Scan};
 use super::mounts::{self, NetnsMount};
+use super::nat::Makers;
 use super::netns::{self, Inhabitants, NetnsEntry};
 use super::process::{self, Glance, Reader};
 use super::sock_diag::{self, Depth, DiagQuery};
@@ -23,9 +24,6 @@ use crate::model::process::{Holder, Process};
 use crate::model::socket::{ClaimKind, Socket, SocketKey};
 use crate::model::surroundings::Surroundings;
 use crate::model::target::Target;
-
-/// Another thread pays from this many processes on.
-const PROCESSES_PER_THREAD: usize = 64;
 
 /// Whether to read the descriptors of every process of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,6 +252,7 @@ impl Look<'_> {
     }
 
     fn visit(&mut self, entries: &[NetnsEntry]) {
+        let makers = self.plan.nat.then(Makers::probe);
         let (found, gaps) = netns::visit(entries, |entry| {
             let mut sockets = sock_diag::dump(entry.key, &self.plan.query)?;
             // Without its name an interface is shown by nothing; the socket counts all the same.
@@ -264,7 +263,7 @@ impl Look<'_> {
             Ok(Visited {
                 sockets,
                 surroundings: self.plan.for_bind.then(surroundings::read),
-                nat: self.plan.nat.then(|| self.nat()),
+                nat: makers.map(|makers| self.nat(makers)),
             })
         });
         self.gaps.extend(gaps);
@@ -289,8 +288,8 @@ impl Look<'_> {
     }
 
     /// The rules of the calling thread's namespace.
-    fn nat(&self) -> io::Result<NatFound> {
-        let tables = self.reader.nat.read()?;
+    fn nat(&self, makers: Makers) -> io::Result<NatFound> {
+        let tables = self.reader.nat.read(makers)?;
         let addresses = (!tables.is_empty()).then(surroundings::addresses).transpose().ok().flatten();
         let addresses = addresses.map(|addresses| addresses.iter().map(|local| local.address).collect());
         Ok(NatFound { tables, addresses })
@@ -495,19 +494,6 @@ pub struct ProcessList {
     pub gaps: Vec<Gap>,
 }
 
-/// What is found for each process, on all cores.
-fn of_each<T: Send>(pids: &[u32], find: impl Fn(u32) -> Option<T> + Sync) -> Vec<T> {
-    let share = pids.len().div_ceil(descriptors::all_cores()).max(PROCESSES_PER_THREAD);
-    std::thread::scope(|scope| {
-        let find = &find;
-        let workers: Vec<_> = pids
-            .chunks(share)
-            .map(|share| scope.spawn(move || share.iter().filter_map(|pid| find(*pid)).collect::<Vec<_>>()))
-            .collect();
-        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
-    })
-}
-
 /// How much to read of each process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
@@ -548,11 +534,12 @@ pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>, detail: Detail) 
             Err(_) => Some((pid, None)),
         }
     };
-    let (alive, fresh): (HashSet<u32>, Vec<Option<Process>>) = of_each(&pids, look_at).into_iter().unzip();
+    let (alive, fresh): (HashSet<u32>, Vec<Option<Process>>) =
+        process::of_each(&pids, look_at).into_iter().unzip();
     let mut fresh: Vec<Process> = fresh.into_iter().flatten().collect();
     if detail == Detail::ForJobs && fresh.iter().any(|process| !process.variables.is_empty()) {
         let pids: Vec<u32> = fresh.iter().map(|process| process.id.pid).collect();
-        fresh = of_each(&pids, |pid| reader.read(pid).ok());
+        fresh = process::of_each(&pids, |pid| reader.read(pid).ok());
     }
     let read: HashMap<u32, u64> =
         fresh.iter().filter_map(|process| Some((process.id.pid, process.netns?))).collect();

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Gap, Unreadable};
+use super::{Gap, Unreadable, process};
 
 /// A mounted network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,12 +34,13 @@ pub fn elsewhere(pids: &[u32]) -> Result<Vec<NetnsMount>, Gap> {
     let mut ways: HashMap<u64, usize> = own()?.into_iter().map(|mount| (mount.inode, WAYS_KEPT)).collect();
     let mut seen: HashSet<PathBuf> = fs::read_link("/proc/self/ns/mnt").into_iter().collect();
     let mut mounts = Vec::new();
-    for pid in pids {
-        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { continue };
+    let namespaces =
+        process::of_each(pids, |pid| Some((pid, fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?)));
+    for (pid, namespace) in namespaces {
         if !seen.insert(namespace) {
             continue;
         }
-        for mount in of_process(*pid).unwrap_or_default() {
+        for mount in of_process(pid).unwrap_or_default() {
             let kept = ways.entry(mount.inode).or_insert(0);
             if *kept < WAYS_KEPT {
                 *kept += 1;

@@ -19,8 +19,6 @@ use crate::model::netns::{Netns, NetnsKey};
 
 /// Ways into one namespace to try: its processes may end meanwhile.
 const PROCESSES_KEPT: usize = 3;
-/// Another thread pays from this many processes on.
-const PROCESSES_PER_THREAD: usize = 256;
 /// Another thread pays from this many namespaces on.
 const NETNS_PER_THREAD: usize = 8;
 
@@ -59,26 +57,17 @@ fn shares_own(pid: u32) -> Result<bool, Unreadable> {
 
 /// The namespace of each of these processes, and how many would not tell. Those that ended are left out.
 pub fn of_processes(pids: &[u32]) -> (Vec<(u32, u64)>, usize) {
-    let threads = all_cores().min(pids.len().div_ceil(PROCESSES_PER_THREAD)).max(1);
     let mut found = Vec::with_capacity(pids.len());
     let mut denied = 0;
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = pids
-            .chunks(pids.len().div_ceil(threads).max(1))
-            .map(|share| {
-                scope.spawn(move || share.iter().map(|pid| (*pid, of_process(*pid))).collect::<Vec<_>>())
-            })
-            .collect();
-        for (pid, inode) in workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()) {
-            match inode {
-                Ok(inode) => found.push((pid, inode)),
-                Err(Unreadable::Vanished) => {}
-                // A process that is being reaped refuses before it vanishes.
-                Err(_) if process::glance(pid) == Err(Unreadable::Vanished) => {}
-                Err(Unreadable::Denied | Unreadable::Malformed(_)) => denied += 1,
-            }
+    for (pid, inode) in process::of_each(pids, |pid| Some((pid, of_process(pid)))) {
+        match inode {
+            Ok(inode) => found.push((pid, inode)),
+            Err(Unreadable::Vanished) => {}
+            // A process that is being reaped refuses before it vanishes.
+            Err(_) if process::glance(pid) == Err(Unreadable::Vanished) => {}
+            Err(Unreadable::Denied | Unreadable::Malformed(_)) => denied += 1,
         }
-    });
+    }
     (found, denied)
 }
 

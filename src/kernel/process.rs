@@ -15,6 +15,7 @@ use super::bpf::Exec;
 use super::bpf::holders::Loading;
 use super::cgroup::{self, CgroupPaths};
 use super::clock::BootClock;
+use super::descriptors::all_cores;
 use super::nat::NatTables;
 use super::users::Users;
 use super::{Unreadable, netns};
@@ -23,6 +24,8 @@ use crate::model::process::{Holder, Process, ProcessId, Variables};
 
 /// An environment block is read up to this size: the kernel allows a quarter of the stack limit, 2 MiB by default (execve(2)).
 const ENVIRON_BYTES: u64 = 2 * 1024 * 1024;
+/// Another thread pays from this many processes on.
+const PROCESSES_PER_THREAD: usize = 64;
 /// A command line is kept up to this size for every process, for attribution,
 const KEPT_CMDLINE_BYTES: u64 = 2 * 1024;
 /// and read up to this size for answers.
@@ -249,6 +252,19 @@ pub fn pids() -> Result<Vec<u32>, Unreadable> {
         pids.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
     }
     Ok(pids)
+}
+
+/// What is found for each process, on all cores.
+pub fn of_each<T: Send>(pids: &[u32], find: impl Fn(u32) -> Option<T> + Sync) -> Vec<T> {
+    let share = pids.len().div_ceil(all_cores()).max(PROCESSES_PER_THREAD);
+    std::thread::scope(|scope| {
+        let find = &find;
+        let workers: Vec<_> = pids
+            .chunks(share)
+            .map(|share| scope.spawn(move || share.iter().filter_map(|pid| find(*pid)).collect::<Vec<_>>()))
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
+    })
 }
 
 fn open(pid: u32) -> Result<ProcDir, Unreadable> {

@@ -4,17 +4,20 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use crate::model::nat::{Backend, Chain, Destination, Hook, Rule, Share, Table, Then, Traffic, number};
 use crate::model::ranges::RangeSet;
 use crate::model::socket::Protocol;
 
+/// In `/proc/net`.
+pub(super) const FILE: &str = "ip_vs";
 /// What its claims name as their chain.
 const CHAIN: &str = "IPVS";
 
 /// The virtual servers of the calling thread's namespace; none where the kernel has no IPVS. Errors: the file cannot be read.
 pub(super) fn table() -> io::Result<Option<Table>> {
-    match fs::read_to_string("/proc/thread-self/net/ip_vs") {
+    match fs::read_to_string(Path::new("/proc/thread-self/net").join(FILE)) {
         Ok(text) => Ok(parse(&text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

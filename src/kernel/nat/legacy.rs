@@ -40,10 +40,10 @@ const INVERTED_DESTINATION: u8 = 0x10;
 const INVERTED_PROTOCOL: u8 = 0x40;
 
 /// Where things lie in an entry.
-struct Layout {
+pub(super) struct Layout {
     family: Family,
     level: i32,
-    names: &'static str,
+    pub(super) names: &'static str,
     address_bytes: usize,
     protocol: usize,
     flags: usize,
@@ -54,7 +54,7 @@ struct Layout {
     elements: usize,
 }
 
-const FOUR: Layout = Layout {
+pub(super) const FOUR: Layout = Layout {
     family: Family::Four,
     level: 0,
     names: "ip_tables_names",
@@ -66,7 +66,7 @@ const FOUR: Layout = Layout {
     offsets: 88,
     elements: 112,
 };
-const SIX: Layout = Layout {
+pub(super) const SIX: Layout = Layout {
     family: Family::Six,
     level: 41,
     names: "ip6_tables_names",

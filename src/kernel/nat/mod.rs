@@ -21,8 +21,28 @@ use nftables::Nftables;
 use super::sockopt;
 use crate::model::nat::Table;
 
-/// Namespaces whose tables are kept; more than have rules on any real host.
-const KEPT: usize = 1024;
+/// Namespaces whose tables are kept; more than any real host has.
+const KEPT: usize = 16_384;
+
+/// What there is to be asked on this host: the same in all namespaces.
+#[derive(Debug, Clone, Copy)]
+pub struct Makers {
+    nftables: bool,
+    iptables: bool,
+    ipvs: bool,
+}
+
+impl Makers {
+    /// Looks which are there.
+    pub fn probe() -> Self {
+        let has = |file: &str| Path::new("/proc/thread-self/net").join(file).exists();
+        Makers {
+            nftables: has_nftables(),
+            iptables: has(legacy::FOUR.names) || has(legacy::SIX.names),
+            ipvs: has(ipvs::FILE),
+        }
+    }
+}
 
 /// Tables as they were read last, by the cookie of their namespace, which is never used again. Where the kernel has no such cookie
 /// (before Linux 5.14) nothing is kept.
@@ -39,12 +59,12 @@ struct Kept {
 impl NatTables {
     /// Reads the tables of the calling thread's namespace. They are the same `Arc` as long as nothing changed.
     /// Errors: no permission (`CAP_NET_ADMIN`), or something that cannot be read: then nothing is known.
-    pub fn read(&self) -> io::Result<Arc<Vec<Table>>> {
+    pub fn read(&self, makers: Makers) -> io::Result<Arc<Vec<Table>>> {
         let cookie = sockopt::netns_cookie().ok();
-        let mut nftables = has_nftables().then(Nftables::open).transpose()?;
+        let mut nftables = makers.nftables.then(Nftables::open).transpose()?;
         let generation = nftables.as_mut().map(Nftables::generation).transpose()?;
-        let mut others = legacy::tables()?;
-        others.extend(ipvs::table()?);
+        let mut others = if makers.iptables { legacy::tables()? } else { Vec::new() };
+        others.extend(if makers.ipvs { ipvs::table()? } else { None });
         let kept = cookie.and_then(|cookie| self.lock().remove(&cookie));
         let kept = match kept.filter(|kept| kept.generation == generation) {
             Some(kept) => kept,
@@ -55,7 +75,7 @@ impl NatTables {
         };
         let all: Vec<Table> = kept.nftables.iter().cloned().chain(others).collect();
         let all = if *kept.all == all { kept.all } else { Arc::new(all) };
-        if let Some(cookie) = cookie.filter(|_| !all.is_empty()) {
+        if let Some(cookie) = cookie {
             let mut tables = self.lock();
             // Those of namespaces that ended are still in there.
             if tables.len() >= KEPT {
