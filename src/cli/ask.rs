@@ -4,18 +4,16 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::StatusCode;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
 
 use super::{Failure, environment};
 use crate::config::{self, Settings};
 use crate::engine::{Question, Topic, oneshot};
 use crate::judge::can_bind;
+use crate::kernel::containers::Engines;
 use crate::kernel::process::Reader;
+use crate::kernel::unix_http;
 use crate::model::answer::Answer;
 use crate::model::can_bind::{CanBind, Manner};
 use crate::model::netns::NetnsSelector;
@@ -117,7 +115,11 @@ fn ask_if_there<T: DeserializeOwned>(
 
 fn reader_for(settings: &Settings) -> Reader {
     let systems = settings.systems();
-    Reader::new(systems.iter().flat_map(|system| system.variables()))
+    // As every client of Docker's has it.
+    let host = environment("DOCKER_HOST");
+    let named = host.as_deref().and_then(|host| host.to_str()?.strip_prefix("unix://")).map(PathBuf::from);
+    let engines = named.map_or_else(|| settings.engines.clone(), |named| vec![named]);
+    Reader::new(systems.iter().flat_map(|system| system.variables())).with_engines(Engines::new(engines))
 }
 
 /// Asks what only a daemon can answer, and says why.
@@ -156,17 +158,7 @@ fn is_absence(error: &io::Error) -> bool {
 }
 
 fn ask_daemon<T: DeserializeOwned>(socket: &std::path::Path, path: &str) -> Result<T, NoAnswer> {
-    if !socket.exists() {
-        return Err(NoAnswer::Absent(io::ErrorKind::NotFound.into()));
-    }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(NoAnswer::Absent)?;
-    let (status, body) = runtime.block_on(async {
-        tokio::time::timeout(TIMEOUT, fetch(socket, path))
-            .await
-            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
-            .map_err(NoAnswer::Absent)
-    })?;
+    let (status, body) = unix_http::get(socket, path, TIMEOUT, MAX_ANSWER_BYTES).map_err(NoAnswer::Absent)?;
     let garbage =
         |error: serde_json::Error| NoAnswer::Absent(io::Error::new(io::ErrorKind::InvalidData, error));
     if status == StatusCode::OK {
@@ -174,22 +166,6 @@ fn ask_daemon<T: DeserializeOwned>(socket: &std::path::Path, path: &str) -> Resu
     }
     let refusal: Refusal = serde_json::from_slice(&body).map_err(garbage)?;
     Err(NoAnswer::Refused(refusal.error))
-}
-
-async fn fetch(socket: &std::path::Path, path: &str) -> io::Result<(StatusCode, Bytes)> {
-    let stream = UnixStream::connect(socket).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    tokio::spawn(connection);
-    let request = Request::get(path)
-        .header(hyper::header::HOST, "sniffer")
-        .body(Empty::<Bytes>::new())
-        .map_err(io::Error::other)?;
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    let status = response.status();
-    let body =
-        Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await.map_err(io::Error::other)?;
-    Ok((status, body.to_bytes()))
 }
 
 fn path(question: &Question) -> String {

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use jiff::tz::TimeZone;
 
 use super::ask::Asker;
 use super::{ANSWERED, Failure, OTHERWISE, UNANSWERED, printed};
@@ -134,7 +133,7 @@ fn print(answer: &CanBind, target: &str, options: &Options) -> Result<u8, Failur
     printed(if options.json {
         report::print_json(answer)
     } else {
-        report::print(&report::can_bind(answer, target, &TimeZone::system()))
+        report::print(&report::can_bind(answer, target, &super::zone()))
     })?;
     Ok(match answer.would_succeed {
         Some(true) => ANSWERED,

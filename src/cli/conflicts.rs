@@ -1,7 +1,5 @@
 //! `sniffer conflicts`: what the daemon has seen of failed binds.
 
-use jiff::tz::TimeZone;
-
 use super::ask::ask_daemon_only;
 use super::{ANSWERED, Failure, OTHERWISE, printed};
 use crate::kernel::clock;
@@ -11,7 +9,7 @@ use crate::report;
 
 /// Failed binds.
 pub(super) fn run(since: Option<&str>, json: bool) -> Result<u8, Failure> {
-    let zone = TimeZone::system();
+    let zone = super::zone();
     let since = since
         .map(|text| moment::parse(text, clock::now(), &zone))
         .transpose()

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use jiff::tz::TimeZone;
 
 use crate::report;
 
@@ -176,6 +177,14 @@ fn printed(result: std::io::Result<()>) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// The zone of times that people are shown: `TZ`, else what `/etc/localtime` holds. That file is read by itself, since to find the
+/// zone's name jiff lists the whole database, which takes longer than most answers.
+pub(super) fn zone() -> TimeZone {
+    let local = || TimeZone::tzif("Local", &std::fs::read("/etc/localtime").ok()?).ok();
+    let named = environment("TZ").is_some();
+    (!named).then(local).flatten().unwrap_or_else(TimeZone::system)
 }
 
 /// An environment variable of this program's own; empty counts as unset.

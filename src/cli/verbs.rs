@@ -42,5 +42,5 @@ fn question(topic: Topic, options: &Options) -> Result<Question, Failure> {
 }
 
 fn print(answer: &Answer, options: &Options, text: impl FnOnce(&TimeZone) -> String) -> Result<(), Failure> {
-    printed(if options.json { report::print_json(answer) } else { report::print(&text(&TimeZone::system())) })
+    printed(if options.json { report::print_json(answer) } else { report::print(&text(&super::zone())) })
 }

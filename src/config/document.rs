@@ -23,6 +23,7 @@ pub(super) fn settings(text: &str) -> Result<Settings, Vec<Mistake>> {
     control(&mut root.table("control", &mut mistakes), &mut settings, &mut mistakes);
     metrics(&mut root.table("metrics", &mut mistakes), &mut settings, &mut mistakes);
     watch(&mut root.table("watch", &mut mistakes), &mut settings, &mut mistakes);
+    containers(&mut root.table("containers", &mut mistakes), &mut settings, &mut mistakes);
     leak(&mut root.table("leak", &mut mistakes), &mut settings, &mut mistakes);
     history(&mut root.table("history", &mut mistakes), &mut settings, &mut mistakes);
     jobs(&mut root.table("jobs", &mut mistakes), &mut settings, &mut mistakes);
@@ -82,6 +83,13 @@ fn watch(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mist
     }
     if let Some(nat) = table.boolean("nat", mistakes) {
         settings.nat = nat;
+    }
+    table.finish_here(mistakes);
+}
+
+fn containers(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
+    if let Some(engines) = table.strings("engines", mistakes, |text| absolute_path(text).map(drop)) {
+        settings.engines = engines.into_iter().map(PathBuf::from).collect();
     }
     table.finish_here(mistakes);
 }

@@ -62,6 +62,8 @@ pub struct Settings {
     pub interval: Duration,
     /// Whether to read NAT rules.
     pub nat: bool,
+    /// Sockets of container engines that may be asked for names.
+    pub engines: Vec<PathBuf>,
     /// Time between the end of a job and the leak of its listeners.
     pub grace: Duration,
     /// Programs that may outlive jobs.
@@ -88,6 +90,7 @@ impl Default for Settings {
             events: Events::Auto,
             interval: Duration::from_secs(2),
             nat: true,
+            engines: vec!["/run/docker.sock".into(), "/run/podman/podman.sock".into()],
             grace: Duration::from_secs(30),
             exempt: [
                 "bazel",
@@ -285,7 +288,7 @@ mod tests {
         c.toml:6:1: watch.evnts: unknown key; did you mean 'events'?
         c.toml:8:9: leak.grace: '30' is no duration; write a number with ms, s, m, h or d, as in "30s"
         c.toml:9:16: leak.exempt: wants a list of strings, got an integer in it
-        c.toml:10:2: nonsense: unknown key; known ones are control, metrics, watch, leak, history, jobs, alerts
+        c.toml:10:2: nonsense: unknown key; known ones are control, metrics, watch, containers, leak, history, jobs, alerts
         c.toml:13:10: metrics.listen: 'localhost:1' is no address with a port; write an IP address, as in "127.0.0.1:9817", or "" for none (names are not looked up)
         c.toml:14:14: metrics.max_series: -1 lies outside of 1 to 100000
         "#);

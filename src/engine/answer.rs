@@ -9,18 +9,16 @@ use super::ports::Entry;
 use super::{Engine, Question, Topic};
 use crate::judge::advice::advice;
 use crate::judge::leak::{Judgement, Watching};
+use crate::judge::owner::{self, Known, Place};
 use crate::kernel::Unreadable;
-use crate::kernel::look::Findings;
+use crate::kernel::look::{ContainerPlace, Findings};
 use crate::model::answer::{Answer, AnswerSource, Looked, SCHEMA};
 use crate::model::claim::{Binder, Claim, Owner, OwnerType, Peer, SocketRef, Verdict};
-use crate::model::job::Job;
+use crate::model::job::{Job, JobKey};
 use crate::model::nat::NatClaim;
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::Holder;
 use crate::model::socket::{ClaimKind, Protocol, Socket, SocketState};
-
-/// As much of a container id as people use.
-const SHORT_ID_CHARS: usize = 12;
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,16 +66,17 @@ impl Engine {
             .filter_map(|socket| self.ports.get(&socket.key))
             .collect();
         let twins = twins(&entries);
+        let known = known(findings);
         let incomplete = self.incomplete(findings, &entries);
         let mut claims: Vec<Claim> = entries
             .into_iter()
-            .map(|entry| self.claim(entry, findings, &twins, step))
+            .map(|entry| self.claim(entry, findings, &twins, &known, step))
             .filter(|claim| question.topic != Topic::Leaks || claim.verdict == Verdict::Leaked)
             .collect();
         let looked_at: HashSet<NetnsKey> = findings.namespaces.iter().map(|netns| netns.key).collect();
         let nat = self.nat.claims(|netns| looked_at.contains(&netns));
         let nat = nat.filter(|(_, claim)| question.concerns_nat(claim));
-        claims.extend(nat.map(|(netns, claim)| nat_claim(claim, self.ports.netns(netns))));
+        claims.extend(nat.map(|(netns, claim)| self.nat_claim(claim, netns, &known, findings)));
         claims.sort_by_key(order);
         let mut advice = if question.target().is_some() { advice(&claims) } else { Vec::new() };
         if !incomplete.is_empty() && claims.is_empty() && question.target().is_some() {
@@ -111,17 +110,19 @@ impl Engine {
         })
     }
 
-    fn claim(&self, entry: &Entry, findings: &Findings, twins: &Twins, step: SignedDuration) -> Claim {
+    fn claim(
+        &self,
+        entry: &Entry,
+        findings: &Findings,
+        twins: &Twins,
+        known: &Known<'_>,
+        step: SignedDuration,
+    ) -> Claim {
         let socket = &entry.socket;
         let judgement = self.judgement(entry, findings.taken_at);
         let holders = self.holders(entry, findings, step);
         let Judgement { verdict, reason, job } = judgement;
-        let mut job = job.as_ref().and_then(|key| self.jobs.shown(key));
-        if let Some(job) = &mut job {
-            job.started = job.started.map(|at| moved(at, step));
-            job.ended = job.ended.map(|at| moved(at, step));
-        }
-        Claim {
+        let mut claim = Claim {
             kind: socket.kind(),
             protocol: socket.protocol,
             address: socket.address,
@@ -147,15 +148,54 @@ impl Engine {
             }),
             since: self.since(entry).map(|at| moved(at, step)),
             binder: self.binder(socket.key.cookie, step),
-            owner: owner(socket, &holders),
+            owner: Owner::new(OwnerType::Unknown, None),
             holders,
-            job,
+            job: self.job(job.as_ref(), step),
             shared_with: self.shared_with(entry),
             test: None,
             verdict,
             reason,
             nat: None,
+        };
+        claim.owner = owner::of_socket(&claim, known, socket.inode == 0);
+        let of_container =
+            claim.owner.container.as_deref().and_then(|id| self.processes.job_of_container(id));
+        claim.job = claim.job.or_else(|| self.job(of_container, step));
+        claim
+    }
+
+    /// A job as it is shown.
+    fn job(&self, key: Option<&JobKey>, step: SignedDuration) -> Option<Job> {
+        let mut job = self.jobs.shown(key?)?;
+        job.started = job.started.map(|at| moved(at, step));
+        job.ended = job.ended.map(|at| moved(at, step));
+        Some(job)
+    }
+
+    /// What a rule takes, without a socket. Its verdict is that of the listener behind it.
+    fn nat_claim(&self, claim: &NatClaim, netns: NetnsKey, known: &Known<'_>, findings: &Findings) -> Claim {
+        let step = self.clock.step();
+        let mut shown = of_rule(claim, self.ports.netns(netns));
+        shown.owner = owner::of_rule(&shown, &claim.nat, known);
+        let port = claim.nat.to_port.unwrap_or(shown.port);
+        let behind = owner::netns_behind(&claim.nat, known).and_then(|inode| {
+            self.ports.entries().find(|entry| {
+                let socket = &entry.socket;
+                let there = (socket.key.netns.inode, socket.protocol, socket.port);
+                there == (inode, claim.protocol, port) && socket.kind() == ClaimKind::Listener
+            })
+        });
+        let of_container =
+            shown.owner.container.as_deref().and_then(|id| self.processes.job_of_container(id));
+        match behind {
+            Some(entry) => {
+                let Judgement { verdict, reason, job } = self.judgement(entry, findings.taken_at);
+                shown.job = self.job(job.as_ref().or(of_container), step);
+                (shown.verdict, shown.reason) = (verdict, format!("the listener behind it: {reason}"));
+            }
+            None => shown.job = self.job(of_container, step),
         }
+        shown
     }
 
     /// The jobs that share its port silently.
@@ -204,8 +244,21 @@ impl Engine {
     }
 }
 
-/// What a rule takes, without a socket.
-fn nat_claim(claim: &NatClaim, netns: Netns) -> Claim {
+/// What the look knows of containers.
+fn known(findings: &Findings) -> Known<'_> {
+    fn place(place: &ContainerPlace) -> Place<'_> {
+        Place {
+            netns: place.netns,
+            addresses: &place.addresses,
+            container: &place.container,
+            pids: &place.pids,
+            mounts: &place.mounts,
+        }
+    }
+    Known { containers: &findings.containers, places: findings.places.iter().map(place).collect() }
+}
+
+fn of_rule(claim: &NatClaim, netns: Netns) -> Claim {
     Claim {
         kind: ClaimKind::NatRule,
         protocol: claim.protocol,
@@ -224,7 +277,7 @@ fn nat_claim(claim: &NatClaim, netns: Netns) -> Claim {
         since: None,
         binder: None,
         holders: Vec::new(),
-        owner: Owner { kind: OwnerType::Unknown, name: None },
+        owner: Owner::new(OwnerType::Unknown, None),
         job: None,
         shared_with: Vec::new(),
         test: None,
@@ -260,27 +313,6 @@ fn twins(entries: &[&Entry]) -> Twins {
     }
     twins.retain(|_, count| *count > 1);
     twins
-}
-
-fn owner(socket: &Socket, holders: &[Holder]) -> Owner {
-    if let Some(id) = holders.iter().find_map(|holder| holder.container.as_deref()) {
-        return Owner {
-            kind: OwnerType::Container,
-            name: Some(id.get(..SHORT_ID_CHARS).unwrap_or(id).to_owned()),
-        };
-    }
-    // pid 1 keeps the socket of a unit with socket activation, beside the service or alone.
-    if let (true, Some(unit)) = (
-        holders.len() > 1 && holders.last().is_some_and(|holder| holder.pid == 1),
-        holders.first().and_then(|holder| holder.unit.clone()),
-    ) {
-        return Owner { kind: OwnerType::Unit, name: Some(unit) };
-    }
-    match holders.first() {
-        Some(holder) => Owner { kind: OwnerType::Process, name: holder.comm.clone() },
-        None if socket.inode == 0 => Owner { kind: OwnerType::Kernel, name: None },
-        None => Owner { kind: OwnerType::Unknown, name: None },
-    }
 }
 
 /// What takes the port for good comes first, then the program's own namespace, then by port and address.

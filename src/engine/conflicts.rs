@@ -431,7 +431,7 @@ impl Engine {
             }),
             since: Some(bound.at),
             binder: None,
-            owner: Owner { kind: OwnerType::Process, name: holder.comm.clone() },
+            owner: Owner::new(OwnerType::Process, holder.comm.clone()),
             holders: vec![holder],
             job,
             shared_with: Vec::new(),

@@ -342,6 +342,8 @@ pub(crate) mod fixtures {
             processes: Vec::new(),
             described: HashMap::new(),
             also: HashMap::new(),
+            containers: Vec::new(),
+            places: Vec::new(),
             gaps: Vec::new(),
         }
     }

@@ -134,6 +134,7 @@ impl Engine {
         Plan {
             target: question.target().cloned(),
             for_bind: matches!(question.topic, Topic::Bind { .. }),
+            owners: true,
             // A command that looks once has just asked every process.
             inhabitants: (self.watching == Watching::Once).then(|| self.processes.inhabitants()),
             ..plan
@@ -158,6 +159,7 @@ impl Engine {
             describe,
             also: Vec::new(),
             nat: self.policy.nat,
+            owners: false,
             for_bind: false,
         }
     }

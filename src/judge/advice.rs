@@ -2,12 +2,10 @@
 //!
 //! A command that is proposed holds numbers and checked names only: process names and units are chosen by others.
 
-use crate::model::claim::{Claim, Nat, OwnerType, Verdict};
+use super::owner::SHORT_ID_CHARS;
+use crate::model::claim::{Claim, Nat, Owner, OwnerType, Verdict};
 use crate::model::job::Job;
 use crate::model::socket::ClaimKind;
-
-/// Characters of a container id that runtimes show and take.
-const SHORT_ID_CHARS: usize = 12;
 
 /// Sentences for these claims, without repeating any.
 pub fn advice(claims: &[Claim]) -> Vec<String> {
@@ -39,13 +37,15 @@ fn for_rule(claim: &Claim, nat: &Nat) -> String {
         (false, true) => "some of its traffic",
         (false, false) => "its traffic",
     };
-    let end = match (&claim.owner.kind, &claim.owner.name) {
-        (OwnerType::Container, Some(name)) => format!("stop container {name} or publish another port of it"),
-        (OwnerType::Service, Some(name)) => format!("give service {name} another nodePort"),
+    let end = match (container(&claim.owner), &claim.owner.name) {
+        (Some(name), _) => format!("stop container {name}, or publish another port of it"),
+        (None, Some(name)) if claim.owner.kind == OwnerType::Service => {
+            format!("give service {name} another nodePort")
+        }
         _ => "remove the rule".to_owned(),
     };
     format!(
-        "A rule sends {seen_by} to {} before any socket sees it: a bind to port {} succeeds and gets none of that. Use another port, or {end}.",
+        "A rule sends {seen_by} to {} before any socket sees it: whoever binds port {} gets none of that. Use another port, or {end}.",
         nat.destination(),
         claim.port
     )
@@ -81,6 +81,9 @@ fn for_holder(claim: &Claim) -> Option<String> {
                 capitalised(&words(job))
             )
         }
+        (Verdict::Exempt, _) if claim.owner.container.is_some() => {
+            format!("It holds the port for a container: {end}, or publish another port of it.")
+        }
         (Verdict::Exempt, _) => {
             "It outlives jobs on purpose: use another port, or stop it yourself.".to_owned()
         }
@@ -106,14 +109,21 @@ fn capitalised(text: &str) -> String {
 
 fn how_to_end(claim: &Claim) -> Option<String> {
     let holder = claim.holders.first()?;
-    if let Some(id) = holder.container.as_deref().and_then(|id| id.get(..SHORT_ID_CHARS)) {
-        return Some(format!("stop container {id}"));
+    if let Some(container) = container(&claim.owner) {
+        return Some(format!("stop container {container}"));
     }
     let unit = holder.unit.as_deref().filter(|unit| unit.ends_with(".service") && is_plain(unit))?;
     // A CI runner's unit is not the thing to stop; a service of its own is.
     let whole_unit =
         claim.job.is_none() && claim.owner.kind != OwnerType::Container && !unit.starts_with("user@");
     whole_unit.then(|| format!("systemctl stop {unit}"))
+}
+
+/// A container as its engine takes it in a command: by its name, where that is a plain one.
+fn container(owner: &Owner) -> Option<&str> {
+    let id = owner.container.as_deref()?;
+    let name = owner.name.as_deref().filter(|name| owner.kind == OwnerType::Container && is_plain(name));
+    name.or(id.get(..SHORT_ID_CHARS))
 }
 
 fn is_plain(unit: &str) -> bool {

@@ -10,4 +10,5 @@ pub mod exempt;
 pub mod leak;
 pub mod nat;
 pub mod overlap;
+pub mod owner;
 pub mod sharing;

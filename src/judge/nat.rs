@@ -39,7 +39,7 @@ pub fn claims(tables: &[Table], local: Option<&[IpAddr]>) -> Claims {
         let mut walk = Walk {
             chains: table.chains.iter().map(|chain| (chain.name.as_str(), chain)).collect(),
             local: &local,
-            decided: Vec::new(),
+            decided: Decided::default(),
             left: STEPS,
             depth: 0,
             cut_short: false,
@@ -48,7 +48,7 @@ pub fn claims(tables: &[Table], local: Option<&[IpAddr]>) -> Claims {
             table: &table.name,
         };
         for (hook, chain) in table.chains.iter().filter_map(|chain| Some((chain.hook?, chain))) {
-            walk.decided.clear();
+            walk.decided = Decided::default();
             walk.depth = 0;
             walk.chain(chain, &Traffic::all(), &Path { hook, narrowing: None });
         }
@@ -86,6 +86,32 @@ impl Local {
     }
 }
 
+/// Traffic that is decided about, with all its ports at hand: most rules are about a port of their own.
+#[derive(Default)]
+struct Decided {
+    ports: RangeSet,
+    all: Vec<Traffic>,
+}
+
+impl Decided {
+    fn push(&mut self, traffic: Traffic) {
+        self.ports.add(&traffic.ports);
+        self.all.push(traffic);
+    }
+
+    /// Leaves the ports that are not decided about.
+    fn take_from(&self, left: &mut Traffic) {
+        if !self.ports.meets(&left.ports) {
+            return;
+        }
+        for done in &self.all {
+            if done.ports.meets(&left.ports) && done.protocols.covers(&left.protocols) && covers(done, left) {
+                left.ports = left.ports.without(&done.ports);
+            }
+        }
+    }
+}
+
 /// A rule on the way that says which port it is about: it names the claim.
 #[derive(Clone, Copy)]
 struct Narrowing<'a> {
@@ -105,7 +131,7 @@ struct Walk<'a> {
     chains: HashMap<&'a str, &'a Chain>,
     local: &'a Local,
     /// Traffic that no later rule of this hook sees.
-    decided: Vec<Traffic>,
+    decided: Decided,
     left: usize,
     depth: usize,
     cut_short: bool,
@@ -131,7 +157,7 @@ impl<'a> Walk<'a> {
         }
         self.depth += 1;
         // What returns from here goes on in the chain that jumped here.
-        let mut returned: Vec<Traffic> = Vec::new();
+        let mut returned = Decided::default();
         'rules: for rule in &chain.rules {
             for branch in &rule.traffic {
                 if self.left == 0 {
@@ -162,17 +188,13 @@ impl<'a> Walk<'a> {
     }
 
     /// What a rule sees of traffic that is to be sent to this host.
-    fn seen(&self, traffic: &Traffic, returned: &[Traffic]) -> Option<Traffic> {
+    fn seen(&self, traffic: &Traffic, returned: &Decided) -> Option<Traffic> {
         if !traffic.four.meets(&self.local.four) && !traffic.six.meets(&self.local.six) {
             return None;
         }
         let mut left = traffic.clone();
-        for done in self.decided.iter().chain(returned) {
-            if done.ports.meets(&left.ports) && done.protocols.covers(&left.protocols) && covers(done, &left)
-            {
-                left.ports = left.ports.without(&done.ports);
-            }
-        }
+        self.decided.take_from(&mut left);
+        returned.take_from(&mut left);
         (!left.is_none()).then_some(left)
     }
 

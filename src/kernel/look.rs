@@ -18,11 +18,12 @@ use super::netns::{self, Inhabitants, NetnsEntry};
 use super::process::{self, Glance, Reader};
 use super::sock_diag::{self, Depth, DiagQuery};
 use super::{Gap, Unreadable, links, surroundings};
+use crate::model::container::Container;
 use crate::model::nat::Table;
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::{Holder, Process};
 use crate::model::socket::{ClaimKind, Socket, SocketKey};
-use crate::model::surroundings::Surroundings;
+use crate::model::surroundings::{LocalAddress, Surroundings};
 use crate::model::target::Target;
 
 /// Whether to read the descriptors of every process of the host.
@@ -114,6 +115,8 @@ pub struct Plan {
     pub also: Vec<u32>,
     /// Whether to read NAT rules.
     pub nat: bool,
+    /// Whether to look which containers are behind rules and proxies.
+    pub owners: bool,
     /// Whether to ask for what else a bind depends on: the options of sockets, and the surroundings of their namespaces.
     pub for_bind: bool,
 }
@@ -141,6 +144,35 @@ pub struct NatFound {
     /// The namespace's own addresses, where there are rules and they could be read.
     pub addresses: Option<Vec<IpAddr>>,
 }
+
+/// A network namespace in which a container lives.
+#[derive(Debug, Clone)]
+pub struct ContainerPlace {
+    /// Inode of the namespace.
+    pub netns: u64,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Id of the container.
+    pub container: String,
+    /// Processes in it, some.
+    pub pids: Vec<u32>,
+    /// Where it is mounted, as far as known.
+    pub mounts: Vec<String>,
+}
+
+/// Programs that hold a port for a container.
+const PROXIES: &[&str] = &[
+    "docker-proxy",
+    "dockerd",
+    "rootlessport",
+    "rootlessport-child",
+    "rootlesskit",
+    "exe",
+    "pasta",
+    "pasta.avx2",
+    "passt",
+    "slirp4netns",
+];
 
 /// What a look saw.
 #[derive(Debug, Clone)]
@@ -171,6 +203,10 @@ pub struct Findings {
     pub described: HashMap<Descriptor, Holder>,
     /// The processes that were to be described beside them.
     pub also: HashMap<u32, Holder>,
+    /// Containers as their engines list them, where a claim leads to one.
+    pub containers: Vec<Container>,
+    /// Where containers live, where a claim leads to an address.
+    pub places: Vec<ContainerPlace>,
     /// What could not be seen.
     pub gaps: Vec<Gap>,
 }
@@ -185,7 +221,12 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
         Vec::new()
     });
     mounts.extend(plan.netns_mounts.iter().cloned());
-    let inhabitants = plan.inhabitants.clone().unwrap_or_else(|| inhabitants(&mut gaps));
+    let inhabitants = match (&plan.inhabitants, &plan.only) {
+        (Some(known), _) => known.clone(),
+        // Into its own namespace this program needs no way.
+        (None, Some(only)) if is_own(only, own) => Inhabitants::new(),
+        (None, _) => inhabitants(&mut gaps),
+    };
     let mut look = Look { plan, reader, own, inhabitants, mounts, namespaces: Vec::new(), gaps };
     look.visit(&look.entries(&plan.netns_descriptors)?);
     let mut found = Holders::default();
@@ -390,7 +431,53 @@ impl Look<'_> {
         descriptors::scan(pids, Some(&wanted.keys().copied().collect()), self.plan.search.threads)
     }
 
-    fn finish(self, taken_at: Timestamp, found: Holders) -> Findings {
+    /// The containers that claims may lead to, and where those live that an address leads to.
+    fn containers(&mut self, holders: &[&Holder]) -> (Vec<Container>, Vec<ContainerPlace>) {
+        let is_proxy = |holder: &&&Holder| holder.comm.as_deref().is_some_and(|comm| PROXIES.contains(&comm));
+        let has_rules = |netns: &NetnsFound| netns.nat.as_ref().is_some_and(|nat| !nat.tables.is_empty());
+        let leads_on =
+            holders.iter().any(|holder| is_proxy(&holder)) || self.namespaces.iter().any(has_rules);
+        if !self.plan.owners || !(leads_on || holders.iter().any(|holder| holder.container.is_some())) {
+            return (Vec::new(), Vec::new());
+        }
+        let (containers, silent) = self.reader.engines.containers();
+        self.gaps.extend(silent.into_iter().map(Gap::Containers));
+        (containers, if leads_on { self.places() } else { Vec::new() })
+    }
+
+    fn places(&self) -> Vec<ContainerPlace> {
+        let asked = self.inhabitants.is_empty().then(|| inhabitants(&mut Vec::new()));
+        let inhabitants = asked.as_ref().unwrap_or(&self.inhabitants);
+        let entries = netns::merge(self.own, inhabitants, &self.mounts, &self.plan.netns_descriptors);
+        let inhabited = |entry: &NetnsEntry| {
+            let pids = inhabitants.get(&entry.key.inode)?;
+            Some((pids.clone(), pids.iter().find_map(|pid| process::container(*pid))?))
+        };
+        let homes: HashMap<NetnsKey, (Vec<u32>, String)> =
+            entries.iter().filter_map(|entry| Some((entry.key, inhabited(entry)?))).collect();
+        let entries: Vec<NetnsEntry> =
+            entries.into_iter().filter(|entry| homes.contains_key(&entry.key)).collect();
+        let (found, _) = netns::visit(&entries, |_| surroundings::addresses());
+        let place = |(key, addresses): (NetnsKey, Vec<LocalAddress>)| {
+            let (pids, container) = homes.get(&key)?.clone();
+            let mounted = self.mounts.iter().filter(|mount| mount.inode == key.inode);
+            Some(ContainerPlace {
+                netns: key.inode,
+                // Every namespace has these.
+                addresses: addresses
+                    .iter()
+                    .map(|local| local.address)
+                    .filter(|own| !own.is_loopback())
+                    .collect(),
+                container,
+                pids,
+                mounts: mounted.map(|mount| mount.mount_point.display().to_string()).collect(),
+            })
+        };
+        found.into_iter().filter_map(place).collect()
+    }
+
+    fn finish(mut self, taken_at: Timestamp, found: Holders) -> Findings {
         let reader = self.reader;
         let ids = self.namespaces.iter().flat_map(|netns| netns.sockets.iter().flatten());
         let cgroups = reader.cgroups.resolve(ids.filter_map(|socket| socket.cgroup_id));
@@ -407,6 +494,8 @@ impl Look<'_> {
                 (*held, Holder { fd: held.fd, ..holder.clone() })
             })
             .collect();
+        let holders: Vec<&Holder> = by_pid.values().collect();
+        let (containers, places) = self.containers(&holders);
         Findings {
             taken_at,
             query: self.plan.query.clone(),
@@ -421,8 +510,18 @@ impl Look<'_> {
             holders: found.by_socket,
             described,
             also: self.plan.also.iter().map(|pid| (*pid, reader.describe(*pid, 0))).collect(),
+            containers,
+            places,
             gaps: self.gaps,
         }
+    }
+}
+
+fn is_own(selector: &NetnsSelector, own: NetnsKey) -> bool {
+    match selector {
+        NetnsSelector::Inode(inode) => *inode == own.inode,
+        NetnsSelector::Name(name) => name == netns::OWN_NAME,
+        NetnsSelector::Pid(_) => false,
     }
 }
 

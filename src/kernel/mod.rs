@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod capability;
 pub mod cgroup;
 pub mod clock;
+pub mod containers;
 pub mod descriptors;
 pub mod links;
 pub mod look;
@@ -20,6 +21,7 @@ pub mod process;
 pub mod sock_diag;
 pub mod sockopt;
 pub mod surroundings;
+pub mod unix_http;
 pub mod users;
 
 use std::fmt;
@@ -87,6 +89,8 @@ pub enum Gap {
     Mounts(String),
     /// Namespaces kept alive by nothing but a descriptor, or by a mount elsewhere, were not looked for anew.
     HiddenNetns,
+    /// The names of containers.
+    Containers(String),
     /// The NAT rules of a namespace.
     Nat(u64, String),
     /// The kernel does not list bound sockets that do not listen.
@@ -96,7 +100,8 @@ pub enum Gap {
 impl Gap {
     /// Whether it is about namespaces as such, and holds until the next look into all of them.
     pub fn lasts(&self) -> bool {
-        !self.is_of_descriptors() && *self != Gap::HiddenNetns && *self != Gap::BoundSockets
+        let of_this_look = matches!(self, Gap::HiddenNetns | Gap::BoundSockets | Gap::Containers(_));
+        !self.is_of_descriptors() && !of_this_look
     }
 
     /// Whether it is about who has what open.
@@ -138,6 +143,10 @@ impl fmt::Display for Gap {
             Gap::HiddenNetns => write!(
                 f,
                 "network namespaces that only an open file, or a mount of another mount namespace, keeps alive were looked for a short time ago and not again; ask again in some seconds"
+            ),
+            Gap::Containers(why) => write!(
+                f,
+                "a container engine did not say how its containers are called ({why}), so they are shown by their ids"
             ),
             Gap::Nat(inode, why) => write!(
                 f,

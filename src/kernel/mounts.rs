@@ -3,7 +3,8 @@
 //! Parsed by hand: it is read at every interval, and one odd line must not hide the others.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::{Gap, Unreadable, process};
@@ -21,7 +22,7 @@ pub struct NetnsMount {
 
 /// Namespaces mounted in this process's own mount namespace.
 pub fn own() -> Result<Vec<NetnsMount>, Gap> {
-    let text = fs::read("/proc/self/mountinfo").map_err(|error| Gap::Mounts(error.to_string()))?;
+    let text = read("self").map_err(|error| Gap::Mounts(error.to_string()))?;
     Ok(parse(&text, Path::new("")))
 }
 
@@ -51,8 +52,15 @@ pub fn elsewhere(pids: &[u32]) -> Result<Vec<NetnsMount>, Gap> {
     Ok(mounts)
 }
 
+fn read(who: &str) -> std::io::Result<Vec<u8>> {
+    // A file of /proc does not say how long it is, and would be read from 32 bytes up.
+    let mut text = Vec::with_capacity(16 * 1024);
+    File::open(format!("/proc/{who}/mountinfo"))?.read_to_end(&mut text)?;
+    Ok(text)
+}
+
 fn of_process(pid: u32) -> Result<Vec<NetnsMount>, Unreadable> {
-    let text = fs::read(format!("/proc/{pid}/mountinfo"))?;
+    let text = read(&pid.to_string())?;
     Ok(parse(&text, Path::new(&format!("/proc/{pid}/root"))))
 }
 

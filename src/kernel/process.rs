@@ -15,6 +15,7 @@ use super::bpf::Exec;
 use super::bpf::holders::Loading;
 use super::cgroup::{self, CgroupPaths};
 use super::clock::BootClock;
+use super::containers::Engines;
 use super::descriptors::all_cores;
 use super::nat::NatTables;
 use super::users::Users;
@@ -43,6 +44,8 @@ pub struct Reader {
     pub open_files: Loading,
     /// NAT rules, as they were read last.
     pub nat: NatTables,
+    /// Who knows the names of containers.
+    pub engines: Engines,
     users: Users,
 }
 
@@ -55,8 +58,14 @@ impl Reader {
             cgroups: CgroupPaths::default(),
             open_files: Loading::default(),
             nat: NatTables::default(),
+            engines: Engines::default(),
             users: Users::default(),
         }
+    }
+
+    /// The same, which may ask these container engines for names.
+    pub fn with_engines(self, engines: Engines) -> Self {
+        Reader { engines, ..self }
     }
 
     /// Reads a process as far as attribution needs it. Errors: it vanished, or its stat is odd.
@@ -276,6 +285,11 @@ fn read_file(dir: &ProcDir, name: &str, limit: u64) -> Result<Vec<u8>, Unreadabl
     let mut bytes = Vec::with_capacity(4096);
     dir.open_relative(name)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The container that a process runs in.
+pub fn container(pid: u32) -> Option<String> {
+    cgroup_path::container(&cgroup_of(&open(pid).ok()?)?)
 }
 
 fn cgroup_of(dir: &ProcDir) -> Option<String> {

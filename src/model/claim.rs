@@ -82,6 +82,19 @@ pub struct Owner {
     pub kind: OwnerType,
     /// Name; null when unknown.
     pub name: Option<String>,
+    /// Id of the container.
+    #[serde(default)]
+    pub container: Option<String>,
+    /// Image of the container, where its engine told.
+    #[serde(default)]
+    pub image: Option<String>,
+}
+
+impl Owner {
+    /// One that is no container.
+    pub fn new(kind: OwnerType, name: Option<String>) -> Self {
+        Owner { kind, name, container: None, image: None }
+    }
 }
 
 /// The process that bound a socket, perhaps dead.
@@ -281,7 +294,7 @@ pub(crate) mod fixtures {
                     Ancestor { pid: 1, comm: "systemd".to_owned() },
                 ],
             }],
-            owner: Owner { kind: OwnerType::Process, name: Some("provider\u{1b}[2J".to_owned()) },
+            owner: Owner::new(OwnerType::Process, Some("provider\u{1b}[2J".to_owned())),
             job: Some(Job {
                 ci: "github".to_owned(),
                 id: "github_1f0c".to_owned(),

@@ -10,6 +10,7 @@ pub mod can_bind;
 pub mod cgroup_path;
 pub mod claim;
 pub mod conflict;
+pub mod container;
 pub mod escape;
 pub mod job;
 pub mod moment;

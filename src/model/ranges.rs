@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 /// A set of numbers, as ranges that ascend and do not touch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RangeSet(Vec<(u128, u128)>);
 
 impl RangeSet {
@@ -92,10 +92,28 @@ impl RangeSet {
 
     /// Whether the two have a number in common.
     pub fn meets(&self, other: &Self) -> bool {
-        match (self.0.as_slice(), other.0.as_slice()) {
-            // Nearly always: one port against another.
-            ([(first, last)], [(other_first, other_last)]) => first <= other_last && other_first <= last,
-            _ => !self.and(other).is_none(),
+        let (few, many) = if self.0.len() < other.0.len() { (self, other) } else { (other, self) };
+        few.0.iter().any(|(first, last)| {
+            // The first range that does not end before this one begins.
+            let at = many.0.partition_point(|(_, before)| before < first);
+            many.0.get(at).is_some_and(|(next, _)| next <= last)
+        })
+    }
+
+    /// Adds what is in the other.
+    pub fn add(&mut self, other: &Self) {
+        for (first, last) in &other.0 {
+            // All ranges that overlap it or touch it become one.
+            let from =
+                self.0.partition_point(|(_, before)| before.checked_add(1).is_some_and(|next| next < *first));
+            let to =
+                self.0.partition_point(|(next, _)| last.checked_add(1).is_none_or(|after| *next <= after));
+            let joined = match self.0.get(from..to) {
+                Some([one, .., other]) => (one.0.min(*first), other.1.max(*last)),
+                Some([one]) => (one.0.min(*first), one.1.max(*last)),
+                _ => (*first, *last),
+            };
+            self.0.splice(from..to, [joined]);
         }
     }
 }
@@ -152,6 +170,9 @@ mod tests {
             }
             prop_assert_eq!(one.covers(&other), other.without(&one).is_none());
             prop_assert_eq!(one.meets(&other), !one.and(&other).is_none());
+            let mut both = one.clone();
+            both.add(&other);
+            prop_assert_eq!(both, one.ranges().chain(other.ranges()).collect::<RangeSet>());
         }
     }
 }

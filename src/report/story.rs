@@ -9,7 +9,7 @@ use jiff::tz::TimeZone;
 
 use super::words;
 use crate::model::answer::{Answer, AnswerSource};
-use crate::model::claim::{Claim, Nat, OwnerType, Verdict};
+use crate::model::claim::{Claim, Nat, Owner, OwnerType, Verdict};
 use crate::model::escape::Escaped;
 use crate::model::process::Holder;
 use crate::model::socket::ClaimKind;
@@ -178,6 +178,7 @@ pub(super) fn tell(text: &mut String, claim: &Claim, how: &Told<'_>) {
     if claim.holders.is_empty() {
         fact(text, "process", &nobody_has_it(claim));
     }
+    tell_owner(text, &claim.owner);
     tell_job(text, claim, how);
     match (claim.since, claim.kind, how.source) {
         (Some(since), _, _) => fact(text, "held", &format!("since {}", words::moment(since, now, zone))),
@@ -221,9 +222,7 @@ pub(super) fn tell(text: &mut String, claim: &Claim, how: &Told<'_>) {
 }
 
 fn tell_rule(text: &mut String, claim: &Claim, nat: &Nat, how: &Told<'_>) {
-    if let Some(name) = &claim.owner.name {
-        fact(text, claim.owner.kind.as_str(), &Escaped(name).to_string());
-    }
+    tell_owner(text, &claim.owner);
     let which = match (nat.local_only, nat.conditional) {
         (true, _) => "what processes of this host send",
         (false, true) => "some of it",
@@ -232,6 +231,16 @@ fn tell_rule(text: &mut String, claim: &Claim, nat: &Nat, how: &Told<'_>) {
     fact(text, "traffic", &format!("{which} goes to {}", nat.destination()));
     fact(text, "rule", &Escaped(&nat.rule()).to_string());
     tell_job(text, claim, how);
+}
+
+/// Whom a person would name, where that is not the process.
+fn tell_owner(text: &mut String, owner: &Owner) {
+    let behind = matches!(owner.kind, OwnerType::Container | OwnerType::Pod | OwnerType::Service);
+    if let Some(name) = owner.name.as_ref().filter(|_| behind) {
+        let image = owner.image.as_ref().map(|image| format!(", image {}", Escaped(image)));
+        let words = format!("{} {}{}", owner.kind.as_str(), Escaped(name), image.unwrap_or_default());
+        fact(text, "owner", &words);
+    }
 }
 
 fn tell_job(text: &mut String, claim: &Claim, how: &Told<'_>) {

@@ -49,10 +49,11 @@ impl Makers {
 #[derive(Debug, Default)]
 pub struct NatTables(Mutex<HashMap<u64, Kept>>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Kept {
     generation: Option<u32>,
-    nftables: Vec<Table>,
+    /// Those of iptables and IPVS, which have no generation.
+    others: Vec<Table>,
     all: Arc<Vec<Table>>,
 }
 
@@ -61,27 +62,26 @@ impl NatTables {
     /// Errors: no permission (`CAP_NET_ADMIN`), or something that cannot be read: then nothing is known.
     pub fn read(&self, makers: Makers) -> io::Result<Arc<Vec<Table>>> {
         let cookie = sockopt::netns_cookie().ok();
-        let mut nftables = makers.nftables.then(Nftables::open).transpose()?;
-        let generation = nftables.as_mut().map(Nftables::generation).transpose()?;
+        let (mut nftables, generation) = match makers.nftables.then(Nftables::open).transpose()?.flatten() {
+            Some((nftables, generation)) => (Some(nftables), Some(generation)),
+            None => (None, None),
+        };
         let mut others = if makers.iptables { legacy::tables()? } else { Vec::new() };
         others.extend(if makers.ipvs { ipvs::table()? } else { None });
-        let kept = cookie.and_then(|cookie| self.lock().remove(&cookie));
-        let kept = match kept.filter(|kept| kept.generation == generation) {
-            Some(kept) => kept,
-            None => {
-                let tables = nftables.as_mut().map(Nftables::tables).transpose()?.unwrap_or_default();
-                Kept { generation, nftables: tables, all: Arc::default() }
-            }
-        };
-        let all: Vec<Table> = kept.nftables.iter().cloned().chain(others).collect();
-        let all = if *kept.all == all { kept.all } else { Arc::new(all) };
+        let kept = cookie.and_then(|cookie| self.lock().get(&cookie).cloned());
+        if let Some(kept) = kept.filter(|kept| kept.generation == generation && kept.others == others) {
+            return Ok(kept.all);
+        }
+        let mut all = nftables.as_mut().map(Nftables::tables).transpose()?.unwrap_or_default();
+        all.extend(others.iter().cloned());
+        let all = Arc::new(all);
         if let Some(cookie) = cookie {
             let mut tables = self.lock();
             // Those of namespaces that ended are still in there.
             if tables.len() >= KEPT {
                 tables.clear();
             }
-            tables.insert(cookie, Kept { all: all.clone(), ..kept });
+            tables.insert(cookie, Kept { generation, others, all: all.clone() });
         }
         Ok(all)
     }

@@ -80,13 +80,24 @@ struct RawElement {
 }
 
 impl Nftables {
-    /// Errors: this kernel has no nftables, or these privileges do not allow to ask it.
-    pub(super) fn open() -> io::Result<Self> {
-        Ok(Nftables(Dumper::open(NETLINK_NETFILTER)?))
+    /// With the generation of its rules; `None` where this kernel has no nftables. Errors: no permission.
+    pub(super) fn open() -> io::Result<Option<(Self, u32)>> {
+        let opened = Dumper::open(NETLINK_NETFILTER).and_then(|dumper| {
+            let mut nftables = Nftables(dumper);
+            let generation = nftables.generation()?;
+            Ok((nftables, generation))
+        });
+        match opened {
+            // No nfnetlink, or none with this subsystem (`nfnetlink_rcv_msg`).
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL)) => {
+                Ok(None)
+            }
+            opened => opened.map(Some),
+        }
     }
 
     /// The number of the rules' generation: each change makes another.
-    pub(super) fn generation(&mut self) -> io::Result<u32> {
+    fn generation(&mut self) -> io::Result<u32> {
         let reply = self.0.ask(GET_GENERATION, &request(0, &[]))?;
         body(&reply)?.1.number(GENERATION_ID).ok_or_else(cut_off)
     }

@@ -1,0 +1,322 @@
+//! Whom a person would name: the container behind a proxy or a rule, the service behind a NodePort, the unit behind pid 1.
+//!
+//! Names come from comments of rules and arguments of proxies, which are others' text: what has not the form that the tool gives it
+//! is not believed.
+
+use std::net::IpAddr;
+
+use crate::model::claim::{Claim, Nat, Owner, OwnerType};
+use crate::model::container::Container;
+use crate::model::process::Holder;
+use crate::model::socket::Protocol;
+
+/// Characters of a container id that runtimes show and take.
+pub const SHORT_ID_CHARS: usize = 12;
+
+/// What is known of the containers of this host.
+#[derive(Debug, Clone, Default)]
+pub struct Known<'a> {
+    /// As their engines list them.
+    pub containers: &'a [Container],
+    /// Addresses of network namespaces, with the container that lives there.
+    pub places: Vec<Place<'a>>,
+}
+
+/// A network namespace in which a container lives.
+#[derive(Debug, Clone)]
+pub struct Place<'a> {
+    /// Inode of the namespace.
+    pub netns: u64,
+    /// Its addresses.
+    pub addresses: &'a [IpAddr],
+    /// Id of the container.
+    pub container: &'a str,
+    /// Processes in it, some.
+    pub pids: &'a [u32],
+    /// Where it is mounted, as far as known.
+    pub mounts: &'a [String],
+}
+
+/// Whose a socket is. `kernel` says that no file refers to it.
+pub fn of_socket(claim: &Claim, known: &Known<'_>, kernel: bool) -> Owner {
+    if let Some(id) = claim.holders.iter().find_map(|holder| holder.container.as_deref()) {
+        return known.owner(id);
+    }
+    if let Some(id) = claim.holders.iter().find_map(|holder| behind_proxy(holder, claim, known)) {
+        return known.owner(&id);
+    }
+    // pid 1 keeps the socket of a unit with socket activation, beside the service or alone.
+    if let (true, Some(unit)) = (
+        claim.holders.len() > 1 && claim.holders.last().is_some_and(|holder| holder.pid == 1),
+        claim.holders.first().and_then(|holder| holder.unit.clone()),
+    ) {
+        return Owner::new(OwnerType::Unit, Some(unit));
+    }
+    match claim.holders.first() {
+        Some(holder) => Owner::new(OwnerType::Process, holder.comm.clone()),
+        None if kernel => Owner::new(OwnerType::Kernel, None),
+        None => Owner::new(OwnerType::Unknown, None),
+    }
+}
+
+/// Whose a rule is.
+pub fn of_rule(claim: &Claim, nat: &Nat, known: &Known<'_>) -> Owner {
+    if let Some(service) = service(nat) {
+        return Owner::new(OwnerType::Service, Some(service));
+    }
+    let container = host_port(nat)
+        .map(|id| known.by_id(id).unwrap_or_else(|| id.to_owned()))
+        .or_else(|| nat.to_address.and_then(|address| known.at(address)))
+        .or_else(|| known.publishing(claim.protocol, claim.address, claim.port));
+    container.map_or_else(|| Owner::new(OwnerType::Unknown, None), |id| known.owner(&id))
+}
+
+/// The network namespace behind an address, if it is a container's.
+pub fn netns_behind(nat: &Nat, known: &Known<'_>) -> Option<u64> {
+    let address = nat.to_address?;
+    known.only(|place| place.addresses.contains(&address)).map(|place| place.netns)
+}
+
+impl<'a> Known<'a> {
+    /// A container by its whole id, or the beginning of it.
+    fn by_id(&self, id: &str) -> Option<String> {
+        let listed = self.containers.iter().map(|container| container.id.as_str());
+        let living = self.places.iter().map(|place| place.container);
+        listed.chain(living).find(|known| known.starts_with(id)).map(str::to_owned)
+    }
+
+    /// The one place of which this is true; two networks may give an address twice.
+    fn only(&self, is_it: impl Fn(&Place<'a>) -> bool) -> Option<&Place<'a>> {
+        let mut found = self.places.iter().filter(|place| is_it(place));
+        let first = found.next()?;
+        found.all(|other| other.container == first.container).then_some(first)
+    }
+
+    /// The container that has an address.
+    fn at(&self, address: IpAddr) -> Option<String> {
+        let mut listed = self.containers.iter().filter(|container| container.addresses.contains(&address));
+        match (listed.next(), listed.next()) {
+            (Some(container), None) => Some(container.id.clone()),
+            (Some(_), Some(_)) => None,
+            (None, _) => {
+                self.only(|place| place.addresses.contains(&address)).map(|place| place.container.to_owned())
+            }
+        }
+    }
+
+    /// The container whose engine says that it publishes a port.
+    fn publishing(&self, protocol: Protocol, address: IpAddr, port: u16) -> Option<String> {
+        let is_it = |container: &&Container| {
+            container.published.iter().any(|published| {
+                let same = published.address.is_none_or(|asked| address.is_unspecified() || asked == address);
+                published.protocol == protocol && published.port == port && same
+            })
+        };
+        let mut found = self.containers.iter().filter(is_it);
+        found.next().filter(|_| found.next().is_none()).map(|container| container.id.clone())
+    }
+
+    /// A container as an owner: its pod, its name, or the beginning of its id.
+    fn owner(&self, id: &str) -> Owner {
+        let short = id.get(..SHORT_ID_CHARS).unwrap_or(id);
+        let known = self.containers.iter().find(|container| container.id == id);
+        let pod = known.and_then(|container| container.pod.clone());
+        let name = known.and_then(|container| container.name.clone()).unwrap_or_else(|| short.to_owned());
+        Owner {
+            kind: if pod.is_some() { OwnerType::Pod } else { OwnerType::Container },
+            name: Some(pod.unwrap_or(name)),
+            container: Some(id.to_owned()),
+            image: known.and_then(|container| container.image.clone()),
+        }
+    }
+}
+
+/// kube-proxy writes at each rule of a service whose it is: `namespace/service:port`.
+fn service(nat: &Nat) -> Option<String> {
+    let by_kube_proxy = nat.chain.starts_with("KUBE-") || nat.table == "kube-proxy";
+    let comment = nat.comment.as_deref().filter(|_| by_kube_proxy)?;
+    comment.split_whitespace().find(|word| is_service(word)).map(str::to_owned)
+}
+
+/// Labels of DNS, a slash, and perhaps the name of a port.
+fn is_service(word: &str) -> bool {
+    let plain = |text: &str| {
+        !text.is_empty()
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.')
+    };
+    word.split_once('/').is_some_and(|(namespace, service)| {
+        let (name, port) = service.split_once(':').unwrap_or((service, "0"));
+        plain(namespace) && plain(name) && (port.is_empty() || plain(port))
+    })
+}
+
+/// The portmap plugin of CNI writes `dnat name: "network" id: "container"`.
+fn host_port(nat: &Nat) -> Option<&str> {
+    let by_portmap = nat.chain.starts_with("CNI-") || nat.table == "cni_hostport";
+    let (_, after) = nat.comment.as_deref().filter(|_| by_portmap)?.split_once("id: \"")?;
+    let (id, _) = after.split_once('"').unwrap_or((after, ""));
+    is_id(id).then_some(id)
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() >= SHORT_ID_CHARS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The container for which a process holds a port.
+fn behind_proxy(holder: &Holder, claim: &Claim, known: &Known<'_>) -> Option<String> {
+    let arguments = holder.cmdline.as_deref().unwrap_or_default();
+    match holder.comm.as_deref()? {
+        "docker-proxy" => value_of(arguments, "-container-ip")
+            .and_then(|address| known.at(address.parse().ok()?))
+            .or_else(|| known.publishing(claim.protocol, claim.address, claim.port)),
+        // It binds what it publishes by rules, so that nobody else does.
+        "dockerd" | "rootlessport" | "rootlessport-child" | "rootlesskit" | "exe" => {
+            known.publishing(claim.protocol, claim.address, claim.port)
+        }
+        "pasta" | "pasta.avx2" | "passt" | "slirp4netns" => behind_user_network(arguments, known)
+            .or_else(|| known.publishing(claim.protocol, claim.address, claim.port)),
+        _ => None,
+    }
+}
+
+/// pasta(1) and slirp4netns(1) are told the namespace that they serve: by a process in it, or by a path.
+fn behind_user_network(arguments: &[String], known: &Known<'_>) -> Option<String> {
+    let place = arguments.iter().skip(1).find_map(|argument| {
+        let argument = argument.strip_prefix("--netns=").unwrap_or(argument);
+        let pid = argument.strip_prefix("/proc/").and_then(|rest| rest.split('/').next()).unwrap_or(argument);
+        known.only(|place| {
+            pid.parse().is_ok_and(|pid| place.pids.contains(&pid))
+                || (argument.starts_with('/') && place.mounts.iter().any(|mount| mount == argument))
+        })
+    });
+    place.map(|place| place.container.to_owned())
+}
+
+fn value_of<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
+    let mut arguments = arguments.iter();
+    arguments.find(|argument| *argument == name)?;
+    arguments.next().map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::claim::fixtures::{claim, holder};
+    use crate::model::container::Published;
+
+    const ID: &str = "6af1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f";
+
+    fn nat(chain: &str, comment: &str) -> Nat {
+        Nat {
+            backend: "iptables".to_owned(),
+            chain: chain.to_owned(),
+            to_address: Some([172, 17, 0, 2].into()),
+            to_port: Some(80),
+            comment: Some(comment.to_owned()),
+            table: "nat".to_owned(),
+            last_port: None,
+            conditional: false,
+            local_only: false,
+            others: Vec::new(),
+        }
+    }
+
+    fn listed() -> [Container; 1] {
+        [Container {
+            id: ID.to_owned(),
+            name: Some("web".to_owned()),
+            image: Some("busybox".to_owned()),
+            pod: None,
+            addresses: vec![[172, 17, 0, 2].into()],
+            published: vec![Published { protocol: Protocol::Tcp, address: None, port: 8081 }],
+        }]
+    }
+
+    fn named(owner: &Owner) -> (OwnerType, Option<&str>) {
+        (owner.kind, owner.name.as_deref())
+    }
+
+    #[test]
+    fn services_are_named_by_the_comments_of_kube_proxy_only() {
+        let by = |chain: &str, comment: &str| of_rule(&claim(), &nat(chain, comment), &Known::default());
+        for (comment, name) in [
+            ("default/web:http", Some("default/web:http")),
+            ("masquerade traffic for ns/svc external destinations", Some("ns/svc")),
+            ("a b c", None),
+            ("../../etc:x y", None),
+            ("default/\u{1b}[31m", None),
+        ] {
+            assert_eq!(by("KUBE-NODEPORTS", comment).name.as_deref(), name, "{comment:?}");
+        }
+        assert_eq!(named(&by("PREROUTING", "default/web:http")), (OwnerType::Unknown, None));
+    }
+
+    #[test]
+    fn containers_are_found_by_id_by_address_and_by_what_they_publish() {
+        let listed = listed();
+        let known = Known { containers: &listed, places: Vec::new() };
+        let by_id = of_rule(&claim(), &nat("CNI-DN-1", &format!("dnat name: \"cbr0\" id: \"{ID}\"")), &known);
+        assert_eq!(named(&by_id), (OwnerType::Container, Some("web")));
+        let docker = of_rule(&claim(), &nat("DOCKER", ""), &known);
+        assert_eq!(
+            (named(&docker), docker.image.as_deref()),
+            ((OwnerType::Container, Some("web")), Some("busybox"))
+        );
+        let elsewhere = Nat { to_address: None, ..nat("DOCKER", "") };
+        assert_eq!(named(&of_rule(&claim(), &elsewhere, &known)).1, Some("web"), "it publishes 8081");
+        let own = [IpAddr::from([172, 17, 0, 2])];
+        let place = Place { netns: 7, addresses: &own, container: ID, pids: &[5], mounts: &[] };
+        let silent = Known { containers: &[], places: vec![place.clone()] };
+        assert_eq!(named(&of_rule(&claim(), &nat("DOCKER", ""), &silent)).1, Some("6af1a2b3c4d5"));
+        assert_eq!(netns_behind(&nat("DOCKER", ""), &silent), Some(7));
+        let twice =
+            Known { containers: &[], places: vec![place.clone(), Place { container: "0f", ..place }] };
+        assert_eq!(
+            named(&of_rule(&claim(), &nat("DOCKER", ""), &twice)),
+            (OwnerType::Unknown, None),
+            "two have it"
+        );
+    }
+
+    #[test]
+    fn behind_a_proxy_there_is_a_container() {
+        let listed = listed();
+        let own = [IpAddr::from([10, 0, 2, 100])];
+        let mounts = ["/run/user/1/netns/netns-1".to_owned()];
+        let place =
+            Place { netns: 7, addresses: &own, container: "0badcafe0badcafe", pids: &[55], mounts: &mounts };
+        let known = Known { containers: &listed, places: vec![place] };
+        let by = |comm: &str, port: u16, arguments: &[&str]| {
+            let cmdline = Some(arguments.iter().map(|argument| (*argument).to_owned()).collect());
+            let proxy = Claim { port, holders: vec![Holder { cmdline, ..holder(9, comm) }], ..claim() };
+            of_socket(&proxy, &known, false)
+        };
+        for (comm, port, arguments, name) in [
+            (
+                "docker-proxy",
+                1,
+                &["/usr/bin/docker-proxy", "-container-ip", "172.17.0.2", "-container-port", "80"][..],
+                "web",
+            ),
+            ("docker-proxy", 8081, &["docker-proxy"], "web"),
+            ("dockerd", 8081, &["dockerd"], "web"),
+            ("rootlessport", 8081, &["rootlessport"], "web"),
+            ("pasta", 1, &["pasta", "--config-net", "--netns", "/run/user/1/netns/netns-1"], "0badcafe0bad"),
+            ("pasta", 1, &["pasta", "/proc/55/ns/net"], "0badcafe0bad"),
+            ("slirp4netns", 1, &["slirp4netns", "--mtu=65520", "55", "tap0"], "0badcafe0bad"),
+        ] {
+            assert_eq!(
+                named(&by(comm, port, arguments)),
+                (OwnerType::Container, Some(name)),
+                "{arguments:?}"
+            );
+        }
+        for (comm, arguments) in [
+            ("dockerd", &["dockerd"][..]),
+            ("docker-proxy", &["docker-proxy", "-container-ip", "x"]),
+            ("nc", &["nc"]),
+        ] {
+            assert_eq!(named(&by(comm, 1, arguments)), (OwnerType::Process, Some(comm)));
+        }
+    }
+}
