@@ -42,11 +42,12 @@ pub(crate) fn ask(load: &Load, daemon: &Daemon, options: &Options) -> Result<Tim
             let pid = held.pid;
             move |text: &str| names_pid(text, pid)
         };
+        // Before the daemon is asked anything: it works on for a moment after an answer, and whoever asks without one has none.
+        times.alone.push(timed(&mut who_holds(outside.port, &nowhere), 0, named(outside))?);
         times.daemon.push(timed(&mut who_holds(outside.port, &daemon.socket), 0, named(outside))?);
         times.inside.push(timed(&mut who_holds(inside.port, &daemon.socket), 0, named(inside))?);
         times.free.push(timed(&mut who_holds(free, &daemon.socket), 1, |_| true)?);
         times.list.push(timed(&mut sniffer(&daemon.socket, &["list"]), 0, named(outside))?);
-        times.alone.push(timed(&mut who_holds(outside.port, &nowhere), 0, named(outside))?);
     }
     if Command::new("lsof").arg("-v").output().is_ok() {
         let lsof = |port: u16| {

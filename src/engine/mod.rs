@@ -268,9 +268,7 @@ impl Engine {
         }
         let mut met = false;
         for process in &findings.processes {
-            // A table that is made for one look may have read them briefly.
-            let known = self.watching == Watching::Continuously
-                && self.processes.start(process.id.pid) == Some(process.id.start);
+            let known = self.processes.start(process.id.pid) == Some(process.id.start);
             if !known && !self.processes.is_newer(process.id.pid, findings.taken_at) {
                 self.meet(process.clone(), findings.taken_at);
                 met = true;

@@ -135,8 +135,6 @@ impl Engine {
             target: question.target().cloned(),
             for_bind: matches!(question.topic, Topic::Bind { .. }),
             owners: true,
-            // A command that looks once has just asked every process.
-            inhabitants: (self.watching == Watching::Once).then(|| self.processes.inhabitants()),
             ..plan
         }
     }

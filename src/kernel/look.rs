@@ -593,18 +593,9 @@ pub struct ProcessList {
     pub gaps: Vec<Gap>,
 }
 
-/// How much to read of each process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Detail {
-    /// All that the table of a daemon keeps.
-    Whole,
-    /// What tells of jobs; the rest only where there is a job on the host.
-    ForJobs,
-}
-
 /// Lists the processes, and reads those that are not known, or not any more what they were: a pid that was reused, a
 /// program that was replaced. Errors are gaps: an unreadable list is empty.
-pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>, detail: Detail) -> ProcessList {
+pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>) -> ProcessList {
     let taken_at = reader.clock.now();
     let pids = match process::pids() {
         Ok(pids) => pids,
@@ -615,15 +606,11 @@ pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>, detail: Detail) 
             };
         }
     };
-    let read = |pid: u32| match detail {
-        Detail::Whole => reader.read(pid),
-        Detail::ForJobs => reader.read_briefly(pid),
-    };
     let look_at = |pid: u32| {
         let same = |known: &Glance| process::glance(pid).map(|glance| glance == *known);
         match known.get(&pid).map_or(Ok(false), same) {
             Ok(true) => Some((pid, None)),
-            Ok(false) => match read(pid) {
+            Ok(false) => match reader.read(pid) {
                 Ok(process) => Some((pid, Some(process))),
                 Err(Unreadable::Vanished) => None,
                 // Closed to this user (hidepid): it lives, and that is all there is to know.
@@ -635,11 +622,7 @@ pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>, detail: Detail) 
     };
     let (alive, fresh): (HashSet<u32>, Vec<Option<Process>>) =
         process::of_each(&pids, look_at).into_iter().unzip();
-    let mut fresh: Vec<Process> = fresh.into_iter().flatten().collect();
-    if detail == Detail::ForJobs && fresh.iter().any(|process| !process.variables.is_empty()) {
-        let pids: Vec<u32> = fresh.iter().map(|process| process.id.pid).collect();
-        fresh = process::of_each(&pids, |pid| reader.read(pid).ok());
-    }
+    let fresh: Vec<Process> = fresh.into_iter().flatten().collect();
     let read: HashMap<u32, u64> =
         fresh.iter().filter_map(|process| Some((process.id.pid, process.netns?))).collect();
     let pids: Vec<u32> = alive.iter().copied().filter(|pid| !read.contains_key(pid)).collect();

@@ -34,21 +34,16 @@ const WAYS_KEPT: usize = 2;
 pub fn elsewhere(pids: &[u32]) -> Result<Vec<NetnsMount>, Gap> {
     let mut ways: HashMap<u64, usize> = own()?.into_iter().map(|mount| (mount.inode, WAYS_KEPT)).collect();
     let mut seen: HashSet<PathBuf> = fs::read_link("/proc/self/ns/mnt").into_iter().collect();
-    let mut mounts = Vec::new();
     let namespaces =
         process::of_each(pids, |pid| Some((pid, fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?)));
-    for (pid, namespace) in namespaces {
-        if !seen.insert(namespace) {
-            continue;
-        }
-        for mount in of_process(pid).unwrap_or_default() {
-            let kept = ways.entry(mount.inode).or_insert(0);
-            if *kept < WAYS_KEPT {
-                *kept += 1;
-                mounts.push(mount);
-            }
-        }
-    }
+    let first = namespaces.into_iter().filter(|(_, namespace)| seen.insert(namespace.clone()));
+    let first: Vec<u32> = first.map(|(pid, _)| pid).collect();
+    let mut mounts = process::of_each(&first, |pid| of_process(pid).ok()).concat();
+    mounts.retain(|mount| {
+        let kept = ways.entry(mount.inode).or_insert(0);
+        *kept += 1;
+        *kept <= WAYS_KEPT
+    });
     Ok(mounts)
 }
 

@@ -71,28 +71,19 @@ impl Reader {
     /// Reads a process as far as attribution needs it. Errors: it vanished, or its stat is odd.
     pub fn read(&self, pid: u32) -> Result<Process, Unreadable> {
         let dir = open(pid)?;
-        let brief = self.read_below(&dir, pid)?;
-        Ok(with_rest(&dir, brief))
-    }
-
-    /// Reads a process without its command line and its cgroup: they matter only where there is a job on the host.
-    pub fn read_briefly(&self, pid: u32) -> Result<Process, Unreadable> {
-        self.read_below(&open(pid)?, pid)
-    }
-
-    fn read_below(&self, dir: &ProcDir, pid: u32) -> Result<Process, Unreadable> {
         let stat = dir.stat()?;
         if is_ended(&stat) {
             return Err(Unreadable::Vanished);
         }
-        let environ = read_file(dir, "environ", ENVIRON_BYTES);
+        let environ = read_file(&dir, "environ", ENVIRON_BYTES);
         Ok(Process {
             id: ProcessId { pid, start: stat.starttime },
             ppid: u32::try_from(stat.ppid).unwrap_or(0),
             comm: stat.comm,
-            cmdline: Vec::new(),
+            cmdline: read_file(&dir, "cmdline", KEPT_CMDLINE_BYTES)
+                .map_or_else(|_| Vec::new(), |bytes| split_cmdline(&bytes)),
             told: None,
-            cgroup: None,
+            cgroup: cgroup_of(&dir),
             netns: netns::of_process(pid).ok(),
             variables_readable: environ != Err(Unreadable::Denied),
             variables: environ
@@ -209,15 +200,6 @@ pub fn glance(pid: u32) -> Result<Glance, Unreadable> {
         return Err(Unreadable::Vanished);
     }
     Ok(Glance { start: Some(stat.starttime), comm: stat.comm })
-}
-
-fn with_rest(dir: &ProcDir, brief: Process) -> Process {
-    let cmdline = read_file(dir, "cmdline", KEPT_CMDLINE_BYTES);
-    Process {
-        cmdline: cmdline.map_or_else(|_| Vec::new(), |bytes| split_cmdline(&bytes)),
-        cgroup: cgroup_of(dir),
-        ..brief
-    }
 }
 
 /// A zombie has ended and waits for its parent, which may never ask. One with threads left is only its first thread's end.

@@ -26,7 +26,7 @@ use super::{Engine, Notice, Policy, Question};
 use crate::judge::leak::Watching;
 use crate::kernel::bpf::holders::OpenFiles;
 use crate::kernel::bpf::{self, Gain, Hurry};
-use crate::kernel::look::{self, Detail, Everywhere, Findings, Plan, ProcessList};
+use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
 use crate::kernel::proc_events::{ProcEvents, ProcessEvent, fence};
 use crate::kernel::process::Reader;
 use crate::kernel::sock_diag::Depth;
@@ -593,7 +593,7 @@ impl<O: Outside> Loop<O> {
         let known = self.engine.known_processes();
         let (reader, messages) = (Arc::clone(&self.reader), self.messages.clone());
         std::thread::spawn(move || {
-            let (list, cost) = measured(|| look::processes(&reader, &known, Detail::Whole));
+            let (list, cost) = measured(|| look::processes(&reader, &known));
             // The loop may have ended meanwhile.
             let _ = messages.blocking_send(Message::Processes(list, cost));
         });
