@@ -16,6 +16,7 @@ use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{Daemon, NamedNetns, alone, claims, eventually, ip, json, run};
@@ -27,6 +28,8 @@ const BUSYBOX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/kernels/busyb
 
 /// An engine on private paths, in a network namespace of its own. Its containers end with it.
 struct Docker {
+    /// One at a time: two engines give their first containers the same address, and then that tells of neither.
+    _alone: MutexGuard<'static, ()>,
     engine: Child,
     directory: TempDir,
     netns: NamedNetns,
@@ -35,6 +38,8 @@ struct Docker {
 impl Docker {
     #[track_caller]
     fn start(name: &str, options: &[&str]) -> Docker {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::tempdir().unwrap();
         let netns = NamedNetns::new(name);
         ip(&["-n", &netns.0, "link", "set", "lo", "up"]);
@@ -51,7 +56,7 @@ impl Docker {
             .stderr(fs::File::create(directory.path().join("log")).unwrap())
             .spawn()
             .expect("dockerd does not run: install docker.io, or run scripts/test");
-        let mut docker = Docker { engine, directory, netns };
+        let mut docker = Docker { _alone: alone, engine, directory, netns };
         docker.wait();
         docker.import();
         docker

@@ -231,6 +231,55 @@ fn rules_of_iptables_are_found_on_both_of_its_backends() {
 }
 
 #[test]
+#[ignore = "needs root, ip and iptables"]
+fn a_node_port_is_the_services() {
+    let netns = netns("kube");
+    // As kube-proxy writes them.
+    netns.iptables(
+        "iptables-nft",
+        &[
+            "-N KUBE-SERVICES",
+            "-N KUBE-NODEPORTS",
+            "-N KUBE-EXT-1",
+            "-N KUBE-SVC-1",
+            "-N KUBE-SEP-1",
+            "-N KUBE-SEP-2",
+            "-A PREROUTING -m comment --comment |kubernetes service portals| -j KUBE-SERVICES",
+            "-A OUTPUT -m comment --comment |kubernetes service portals| -j KUBE-SERVICES",
+            "-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment |shop/web:http cluster IP| -m tcp --dport 30080 -j KUBE-SVC-1",
+            "-A KUBE-SERVICES -m comment --comment |kubernetes service nodeports; this must be the last rule| -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS",
+            "-A KUBE-NODEPORTS -p tcp -m comment --comment |shop/web:http| -m tcp --dport 30080 -j KUBE-EXT-1",
+            "-A KUBE-EXT-1 -m comment --comment |masquerade traffic for shop/web:http external destinations| -j MARK --set-xmark 0x4000/0x4000",
+            "-A KUBE-EXT-1 -j KUBE-SVC-1",
+            "-A KUBE-SVC-1 -m comment --comment |shop/web:http -> 10.244.1.5:8080| -m statistic --mode random --probability 0.50000000000 -j KUBE-SEP-1",
+            "-A KUBE-SVC-1 -m comment --comment |shop/web:http -> 10.244.2.7:8080| -j KUBE-SEP-2",
+            "-A KUBE-SEP-1 -p tcp -m comment --comment |shop/web:http| -m tcp -j DNAT --to-destination 10.244.1.5:8080",
+            "-A KUBE-SEP-2 -p tcp -m comment --comment |shop/web:http| -m tcp -j DNAT --to-destination 10.244.2.7:8080",
+        ],
+    );
+    let (code, document) = json(alone().args(["who-holds", "30080", "--netns", &netns.0]));
+    let rules = claims(&document, "kind", "nat_rule");
+    assert_eq!((code, rules.len()), (0, 1), "{document:#}");
+    let (owner, nat) = (&rules[0]["owner"], &rules[0]["nat"]);
+    assert_eq!(
+        (&owner["type"], &owner["name"]),
+        (&"service".into(), &"shop/web:http".into()),
+        "{document:#}"
+    );
+    assert_eq!((&nat["conditional"], &nat["others"][0]["address"]), (&false.into(), &"10.244.2.7".into()));
+    let (_, text, _) = run(alone().args(["who-holds", "30080", "--netns", &netns.0]));
+    assert!(
+        text.starts_with("30080 is held by service shop/web:http") && text.contains("another nodePort"),
+        "{text}"
+    );
+    let (code, free) = json(alone().args(["can-bind", "30080/tcp", "--netns", &netns.0]));
+    let warned = free["warnings"].as_array().unwrap().iter().any(|warning| {
+        warning.as_str().unwrap().contains("of service shop/web:http. A bind succeeds and gets none of that")
+    });
+    assert!(code == 0 && warned, "{free:#}");
+}
+
+#[test]
 #[ignore = "needs root, ip and nft"]
 fn the_daemon_sees_rules_come_and_go() {
     let netns = netns("daemon");

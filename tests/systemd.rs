@@ -169,6 +169,27 @@ fn other_network_namespaces_are_seen_whether_older_or_younger_than_the_agent() {
 
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
+fn a_socket_that_pid_1_holds_for_a_unit_is_the_units() {
+    let host = Host::boot();
+    host.write("/run/systemd/system/activated.socket", "[Socket]\nListenStream=127.0.0.1:8084");
+    host.write("/run/systemd/system/activated.service", "[Service]\nExecStart=/usr/bin/sleep 600");
+    host.done("systemctl daemon-reload && systemctl start activated.socket");
+    let alone = || serde_json::from_str::<Value>(&host.done("sniffer who-holds 8084 --json")).unwrap();
+    let before = alone()["claims"][0].clone();
+    assert_eq!((&before["holders"][0]["pid"], &before["holders"][1]), (&1.into(), &Value::Null), "{before}");
+    host.done("systemctl start activated.service");
+    let there = alone();
+    host.done("systemctl start sniffer");
+    for answer in [there, host.ask_as_nobody(8084)] {
+        let claim = &answer["claims"][0];
+        let owner = (&claim["owner"]["type"], &claim["owner"]["name"]);
+        assert_eq!(owner, (&"unit".into(), &"activated.service".into()), "{answer}");
+        assert_eq!(claim["holders"].as_array().unwrap().len(), 2, "{claim}");
+    }
+}
+
+#[test]
+#[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn without_one_of_the_capabilities_something_stays_unseen_and_the_answer_says_so() {
     let host = Host::boot();
     host.done("ip netns add blue");

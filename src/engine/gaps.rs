@@ -36,7 +36,7 @@ impl Engine {
             .nat
             .cut_short()
             .filter(looked_at)
-            .map(|netns| Gap::Nat(netns.inode, "they lead too deep".to_owned()))
+            .map(|netns| Gap::Nat(netns.inode, "not all of them could be followed".to_owned()))
             .collect();
         let known = self.known_gaps().chain(&findings.gaps);
         let all: BTreeSet<&Gap> = known.chain(&environments).chain(&rules).collect();

@@ -117,6 +117,7 @@ impl Decided {
 struct Narrowing<'a> {
     chain: &'a str,
     comment: Option<&'a str>,
+    by_port: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -170,11 +171,14 @@ impl<'a> Walk<'a> {
                 }
                 let Some(seen) = self.seen(&traffic.and(branch), &returned) else { continue };
                 let mut path = *path;
-                if !branch.ports.is_all() || path.narrowing.is_none() {
-                    // The comment nearest to the packet names a service; those below it name its parts.
-                    let named = path.narrowing.and_then(|narrowing| narrowing.comment);
-                    let comment = named.or(rule.comment.as_deref());
-                    path.narrowing = Some(Narrowing { chain: &chain.name, comment });
+                let by_port = !branch.ports.is_all();
+                // The first rule about the port names the service; those below it name its parts.
+                if path
+                    .narrowing
+                    .is_none_or(|before| by_port && !(before.by_port && before.comment.is_some()))
+                {
+                    let comment = rule.comment.as_deref();
+                    path.narrowing = Some(Narrowing { chain: &chain.name, comment, by_port });
                 }
                 let whole = self.follow(&rule.then, &seen, &path, rule.comment.as_deref(), &chain.name);
                 match (&rule.then, whole && seen.share == Share::All) {

@@ -321,7 +321,11 @@ impl Look<'_> {
                 None => (None, None, None),
             };
             let nat = nat.and_then(|nat| {
-                nat.map_err(|error| self.gaps.push(Gap::Nat(entry.key.inode, error.to_string()))).ok()
+                let why = |error: io::Error| match error.kind() {
+                    io::ErrorKind::PermissionDenied => "no permission: run as root".to_owned(),
+                    _ => error.to_string(),
+                };
+                nat.map_err(|error| self.gaps.push(Gap::Nat(entry.key.inode, why(error)))).ok()
             });
             let (key, shown) = (entry.key, entry.shown.clone());
             self.namespaces.push(NetnsFound { key, shown, sockets, surroundings, nat });

@@ -150,7 +150,7 @@ impl fmt::Display for Gap {
             ),
             Gap::Nat(inode, why) => write!(
                 f,
-                "the NAT rules of network namespace {inode} could not be read ({why}), so one may take a port's traffic; {AS_ROOT}"
+                "the NAT rules of network namespace {inode} are not known ({why}), so one may take a port's traffic"
             ),
             Gap::BoundSockets => write!(
                 f,

@@ -636,3 +636,99 @@ fn fib(attributes: &Attributes<'_>) -> Loaded {
         attributes.number(2) == Some(FIB_ADDRTYPE) && attributes.number(3) == Some(FIB_DESTINATION);
     Loaded { field: if of_destination { Field::DestinationType } else { Field::Other }, ..SOMETHING }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::attributes::tests::attribute;
+    use super::*;
+    use crate::model::nat::Share;
+
+    fn number(kind: u16, number: u32) -> Vec<u8> {
+        attribute(kind, &number.to_be_bytes())
+    }
+
+    fn data(kind: u16, value: &[u8]) -> Vec<u8> {
+        attribute(kind, &attribute(DATA_VALUE, value))
+    }
+
+    fn expression(name: &str, content: &[Vec<u8>]) -> Vec<u8> {
+        let name = attribute(EXPRESSION_NAME, &[name.as_bytes(), &[0]].concat());
+        attribute(1, &[name, attribute(EXPRESSION_DATA, &content.concat())].concat())
+    }
+
+    /// `th dport` into the first register, and a comparison with it.
+    fn destination_port(port: u16) -> Vec<u8> {
+        let load =
+            expression("payload", &[number(1, 1), number(2, TRANSPORT_HEADER), number(3, 2), number(4, 2)]);
+        [load, expression("cmp", &[number(1, 1), number(2, 0), data(3, &port.to_be_bytes())])].concat()
+    }
+
+    fn read(expressions: &[u8]) -> io::Result<Vec<Rule>> {
+        let mut sets = |_: &str| Ok(Rc::new(Set::default()));
+        Reading { sees: Traffic::all(), sets: &mut sets }.rules(expressions, None)
+    }
+
+    #[test]
+    fn what_is_not_known_hides_no_rule() {
+        let redirect = || expression("redir", &[]);
+        let plain = read(&[destination_port(8080), redirect()].concat()).unwrap();
+        assert_eq!(plain[0].traffic[0], Traffic { ports: RangeSet::one(8080u16), ..Traffic::all() });
+        let odd = [destination_port(8080), expression("quantum", &[number(1, 1)]), redirect()].concat();
+        let traffic = &read(&odd).unwrap()[0].traffic[0];
+        assert_eq!((&traffic.ports, traffic.share), (&RangeSet::one(8080u16), Share::Some));
+        // A comparison with what an unknown expression left in the register is about anything.
+        let compare = expression("cmp", &[number(1, 1), number(2, 0), data(3, &[0, 1])]);
+        let loaded = [destination_port(8080), expression("quantum", &[]), compare, redirect()].concat();
+        assert_eq!(read(&loaded).unwrap()[0].traffic[0].ports, RangeSet::one(8080u16));
+    }
+
+    #[test]
+    fn of_fields_compared_at_once_the_destination_counts() {
+        let load =
+            expression("payload", &[number(1, 1), number(2, TRANSPORT_HEADER), number(3, 0), number(4, 4)]);
+        let compare = |operation| {
+            expression("cmp", &[number(1, 1), number(2, operation), data(3, &[0, 7, 0x1f, 0x90])])
+        };
+        let of = |operation| {
+            let rules = read(&[load.clone(), compare(operation), expression("redir", &[])].concat()).unwrap();
+            (rules[0].traffic[0].ports.clone(), rules[0].traffic[0].share)
+        };
+        assert_eq!(of(0), (RangeSet::one(8080u16), Share::Some));
+        assert_eq!(of(1), (RangeSet::all(), Share::Some), "that they differ says nothing of one of them");
+    }
+
+    #[test]
+    fn a_rule_that_is_cut_off_is_an_error() {
+        let whole = [destination_port(8080), expression("redir", &[])].concat();
+        let cuts = (1..whole.len()).filter(|cut| read(&whole[..*cut]).is_ok()).count();
+        assert!(cuts <= 2, "only between two expressions a rule may end: {cuts}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = read(&bytes);
+            let _ = (verdict(&bytes), value(&bytes), comment(&bytes));
+        }
+
+        #[test]
+        fn no_numbers_panic(
+            name in 0..13usize,
+            numbers in proptest::collection::vec((1..9u16, prop_oneof![0..40u32, any::<u32>()]), 0..9),
+            bytes in proptest::collection::vec(any::<u8>(), 0..70),
+            keys in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..20), proptest::collection::vec(any::<u8>(), 0..20)), 0..4),
+        ) {
+            let names = ["payload", "meta", "fib", "bitwise", "cmp", "range", "immediate", "lookup", "match", "target", "nat", "redir", "numgen"];
+            let mut content: Vec<Vec<u8>> = numbers.iter().map(|(kind, value)| number(*kind, *value)).collect();
+            content.extend((1..6).map(|kind| data(kind, &bytes)));
+            let odd = expression(names[name], &content);
+            let elements = keys.into_iter().map(|keys| Element { keys, value: Some(Value::Data(bytes.clone())), comment: None });
+            let set = Rc::new(Set { elements: elements.collect() });
+            let mut sets = |_: &str| Ok(set.clone());
+            let expressions = [destination_port(1), odd.clone(), odd, expression("redir", &[number(1, 1)])].concat();
+            let _ = Reading { sees: Traffic::all(), sets: &mut sets }.rules(&expressions, None);
+        }
+    }
+}

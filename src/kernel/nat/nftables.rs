@@ -319,6 +319,13 @@ mod tests {
         assert_eq!(ranges(vec![catch_all], true), [keys(0, 65535)]);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = (decode_chain(&bytes), decode_set(&bytes), decode_elements(&bytes), decode_element(&bytes));
+        }
+    }
+
     #[test]
     fn a_key_with_zeros_borrows() {
         assert_eq!(before(&[1, 0, 0]), [0, 255, 255]);
