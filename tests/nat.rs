@@ -107,6 +107,11 @@ fn rules_of_nftables_are_found_in_every_form() {
             chain first { meta l4proto tcp dnat to 10.2.0.1:80; }
             chain second { meta l4proto tcp dnat to 10.2.0.2:80; }
             chain two { meta l4proto udp dnat to 10.2.0.3:53; }
+            chain web { meta l4proto tcp redirect to :2095; }
+            chain rest {
+                tcp dport vmap { 1095 : goto web, 1096 : accept, * : continue }
+                tcp dport 1095-1097 redirect to :2096
+            }
             chain pre {
                 type nat hook prerouting priority -100
                 fib daddr type local meta l4proto . th dport vmap @services
@@ -119,6 +124,9 @@ fn rules_of_nftables_are_found_in_every_form() {
                 iifname "nowhere" tcp dport 1052 redirect to :2052
                 tcp dport >= 1060 tcp dport < 1063 redirect to :2060
                 udp sport 7 udp dport 1065 redirect to :2065
+                ip daddr . tcp dport { 10.9.0.1 . 1091 } iifname { "eth7", "eth8" } redirect to :2091
+                iifname . tcp dport vmap { "eth7" . 1092 : goto one }
+                jump rest
             }
             chain out { type nat hook output priority -100; tcp dport 1070 redirect to :2070; }
         }
@@ -148,6 +156,9 @@ fn rules_of_nftables_are_found_in_every_form() {
         ("1070", vec!["tcp 0.0.0.0:1070 → null:2070"]),
         ("1080", vec!["tcp fd00:9::1:1080 → fd00::5:80"]),
         ("1081-1082", vec!["udp :::1081 → null:2081", "tcp :::1082 → null:2082"]),
+        ("1091", vec!["tcp 10.9.0.1:1091 → null:2091"]),
+        ("1092", vec!["tcp 0.0.0.0:1092 → 10.2.0.1:80"]),
+        ("1095-1099", vec!["tcp 0.0.0.0:1095 → null:2095", "tcp 0.0.0.0:1097 → null:2096"]),
         ("1070/udp", vec![]),
         ("127.0.0.1:1050", vec![]),
         ("1090", vec![]),
@@ -198,6 +209,7 @@ fn rules_of_iptables_are_found_on_both_of_its_backends() {
                 "-A PREROUTING -p tcp -m tcp --dport 6040 -m comment --comment |\u{1b}[31mred| -j REDIRECT --to-ports 16040",
                 "-A PREROUTING -p tcp -m tcp --dport 6050 -j ACCEPT",
                 "-A PREROUTING -p tcp -m tcp --dport 6050 -j REDIRECT --to-ports 16050",
+                "-A PREROUTING -d 10.9.0.1/32 -p tcp -m tcp --dport 6060 -j NETMAP --to 10.0.0.5/32",
             ],
         );
         for (target, expected) in [
@@ -210,6 +222,7 @@ fn rules_of_iptables_are_found_on_both_of_its_backends() {
             ("6030", vec!["tcp 10.9.0.1:6030 → null:16030"]),
             ("6040", vec!["tcp 0.0.0.0:6040 → null:16040"]),
             ("6050", vec![]),
+            ("6060", vec!["tcp 10.9.0.1:6060 → null:null"]),
         ] {
             assert_eq!(taken(&netns, target), expected, "{program} {target}");
         }

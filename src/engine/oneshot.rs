@@ -42,7 +42,7 @@ fn processes(reader: &Reader, findings: &Findings) -> ProcessList {
             lineage.insert(pid, process);
         }
     }
-    if !findings.places.is_empty() || lineage.values().any(may_have_job) {
+    if !findings.places.is_empty() || !findings.containers.is_empty() || lineage.values().any(may_have_job) {
         return look::processes(reader, &HashMap::new());
     }
     ProcessList {

@@ -16,7 +16,7 @@ use aya::programs::Iter;
 
 use super::load;
 use super::{Reasons, Unavailable, event};
-use crate::kernel::descriptors::{Descriptor, Scan};
+use crate::kernel::descriptors::{self, Descriptor, Scan};
 use crate::kernel::netns::inode_of_link;
 use crate::kernel::process;
 use crate::model::socket::SocketOptions;
@@ -156,9 +156,15 @@ impl OpenFiles {
 
     /// Walks all open files, for these sockets and for network namespaces; `processes` is how many there are to be seen.
     pub fn scan(&self, wanted: &HashSet<u32>, processes: usize) -> Result<Scan, Unavailable> {
-        // One that was taken ahead tells nothing of sockets that were opened later.
+        // One that was taken ahead tells nothing of sockets that were opened, or changed hands, later.
         let ahead = self.ahead.lock().ok().and_then(|mut ahead| ahead.take());
-        let told = ahead.filter(|scan| wanted.iter().all(|inode| scan.sockets.contains_key(inode)));
+        let told = ahead.filter(|scan| {
+            wanted.iter().all(|inode| {
+                scan.sockets.get(inode).is_some_and(|holders| {
+                    holders.iter().all(|held| descriptors::refers_to(*held, *inode) == Ok(true))
+                })
+            })
+        });
         let mut scan = match told {
             Some(scan) => scan,
             None => self.take_walk(|inode| wanted.contains(&inode))?,

@@ -49,6 +49,10 @@ const INVERTED: u32 = 1;
 /// Registers are counted in words of 32 bits: `NFT_REG_1` to `_4` have four of them, `NFT_REG32_00` begins at 8.
 const WORD_BYTES: usize = 4;
 const FIRST_SMALL_REGISTER: u32 = 8;
+const LARGE_WORDS: usize = 4;
+/// `NFT_META_IIFNAME`, `NFT_META_OIFNAME`, and as much as they load (`IFNAMSIZ`).
+const META_INTERFACES: [u32; 2] = [6, 7];
+const INTERFACE_BYTES: usize = 16;
 /// As much as all registers hold (`NFT_DATA_VALUE_MAXLEN`).
 pub(super) const KEY_MAX: usize = 64;
 /// More alternatives of one rule are told as "some of it": sets have any size.
@@ -250,7 +254,11 @@ impl Reading<'_> {
             && let [loaded] = fields.as_slice()
         {
             // One field of a set: all elements together are one set of numbers.
-            let numbers = set.elements.iter().map(|element| loaded.numbers(&element.keys.0, &element.keys.1));
+            let is_its = |element: &&Element| element.keys.0.len().div_ceil(WORD_BYTES) == loaded.words();
+            let numbers = set.elements.iter().map(|element| {
+                let (first, last) = &Some(element).filter(is_its)?.keys;
+                loaded.numbers(first, last)
+            });
             let traffic = numbers.collect::<Option<Vec<RangeSet>>>().map(|sets| {
                 let numbers: RangeSet =
                     sets.iter().flat_map(|set| set.ranges().collect::<Vec<_>>()).collect();
@@ -260,7 +268,12 @@ impl Reading<'_> {
             state.narrow(&traffic.unwrap_or_else(xtables::unknown));
             return Ok(());
         }
-        if inverted || set.elements.len() * state.alternatives.len() > ALTERNATIVES {
+        let many = set.elements.len() * state.alternatives.len() > ALTERNATIVES;
+        if many && destination == Some(0) {
+            // Its verdicts cannot be left out: one may lead to a rule that sends.
+            return Err(io::Error::other("a map of verdicts is too large to be followed"));
+        }
+        if inverted || many {
             state.narrow(&xtables::unknown());
             return Ok(());
         }
@@ -281,14 +294,15 @@ impl State {
         let Some(word) = attributes.number(register).and_then(word_of) else { return };
         // All alternatives are of one family where one of them is.
         let traffic = self.alternatives.first().map_or_else(Traffic::all, |first| first.traffic.clone());
-        self.forget_constants(word);
-        self.registers.insert(word, what(attributes, &traffic));
-    }
-
-    fn forget_constants(&mut self, word: usize) {
+        let loaded = what(attributes, &traffic);
+        // Of something else it is not known how long it is: as long as a large register.
+        let words =
+            if loaded.field == Field::Other { loaded.words().max(LARGE_WORDS) } else { loaded.words() };
+        self.registers.retain(|at, before| *at >= word + words || at + before.words() <= word);
         for alternative in &mut self.alternatives {
-            alternative.constants.remove(&word);
+            alternative.constants.retain(|at, _| !(word..word + words).contains(at));
         }
+        self.registers.insert(word, loaded);
     }
 
     fn loaded(&self, register: Option<u32>) -> Loaded {
@@ -301,7 +315,7 @@ impl State {
         let mut next = register.and_then(word_of);
         while let Some((word, loaded)) = next.and_then(|word| Some((word, self.registers.get(&word)?))) {
             fields.push(*loaded);
-            next = Some(word + loaded.length.div_ceil(WORD_BYTES));
+            next = Some(word + loaded.words());
         }
         if fields.is_empty() { vec![SOMETHING] } else { fields }
     }
@@ -524,6 +538,10 @@ impl Loaded {
         number.checked_shl(self.missing_bits()?)
     }
 
+    fn words(&self) -> usize {
+        self.length.div_ceil(WORD_BYTES).max(1)
+    }
+
     /// Whether nothing else was loaded beside it.
     fn is_alone(&self) -> bool {
         self.bytes == self.length
@@ -570,7 +588,8 @@ fn element_traffic(fields: &[Loaded], element: &Element) -> Traffic {
         traffic = traffic.and(&numbers.map_or_else(xtables::unknown, |numbers| loaded.narrowed(numbers)));
         at += loaded.length.next_multiple_of(WORD_BYTES);
     }
-    traffic
+    // The key has other fields than those that are known to be there.
+    if element.keys.0.len().next_multiple_of(WORD_BYTES) == at { traffic } else { xtables::unknown() }
 }
 
 /// Traffic whose field is one of these numbers.
@@ -627,6 +646,7 @@ fn meta(attributes: &Attributes<'_>) -> Loaded {
         Some(META_PROTOCOL) => of(Field::EtherType, 2),
         Some(META_NFPROTO) => of(Field::NfProto, 1),
         Some(META_L4PROTO) => of(Field::Protocol, 1),
+        Some(key) if META_INTERFACES.contains(&key) => of(Field::Other, INTERFACE_BYTES),
         _ => SOMETHING,
     }
 }

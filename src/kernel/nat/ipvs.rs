@@ -28,18 +28,25 @@ pub(super) fn table() -> io::Result<Option<Table>> {
 /// `TCP  C0A80001:0050 rr`, `  -> 0A000002:1F90      Masq    1      0          0`.
 fn parse(text: &str) -> Option<Table> {
     let mut rules: Vec<Rule> = Vec::new();
+    // Whether the servers that follow are of the last rule.
+    let mut known = false;
     for line in text.lines() {
         let mut words = line.split_ascii_whitespace();
         match (words.next(), words.next().and_then(parse_place)) {
             (Some("->"), Some((address, port))) => {
-                if let Some(Rule { then: Then::Send(to @ Destination { address: None, .. }), .. }) =
-                    rules.last_mut()
+                if known
+                    && let Some(Rule { then: Then::Send(to @ Destination { address: None, .. }), .. }) =
+                        rules.last_mut()
                 {
                     *to = Destination { address: Some(address), port: Some(port) };
                 }
             }
             (Some(protocol), Some((address, port))) => {
-                let Ok(protocol) = protocol.to_ascii_lowercase().parse::<Protocol>() else { continue };
+                let Ok(protocol) = protocol.to_ascii_lowercase().parse::<Protocol>() else {
+                    known = false;
+                    continue;
+                };
+                known = true;
                 let to = Destination { address: None, port: None };
                 rules.push(Rule {
                     traffic: vec![traffic(protocol, address, port)],
@@ -47,7 +54,14 @@ fn parse(text: &str) -> Option<Table> {
                     then: Then::Send(to),
                 });
             }
-            // The heading, and servers of marked packets, which have no port.
+            // For marked packets: which those are another table says.
+            (Some("FWM"), None) => {
+                let to = Destination { address: None, port: None };
+                let marked = Traffic { share: Share::Some, ..Traffic::all() };
+                rules.push(Rule { traffic: vec![marked], comment: None, then: Then::Send(to) });
+                known = true;
+            }
+            // The heading.
             _ => {}
         }
     }
@@ -111,7 +125,7 @@ SCTP C0A80001:0050 rr
         assert_eq!(rules[0], Rule { traffic: vec![server], comment: None, then: Then::Send(to) });
         assert!(rules[1].traffic[0].six.contains(number("2001:db8::1".parse().unwrap())));
         assert_eq!(rules[1].then, Then::Send(Destination { address: None, port: None }), "it has no server");
-        assert_eq!(rules.len(), 2);
+        assert_eq!((rules.len(), rules[2].traffic[0].share), (3, Share::Some), "marked packets may be any");
     }
 
     #[test]

@@ -72,10 +72,12 @@ impl NatTables {
         if let Some(kept) = kept.filter(|kept| kept.generation == generation && kept.others == others) {
             return Ok(kept.all);
         }
-        let mut all = nftables.as_mut().map(Nftables::tables).transpose()?.unwrap_or_default();
+        let read =
+            nftables.as_mut().zip(generation).map(|(nftables, generation)| nftables.tables(generation));
+        let (mut all, moving) = read.transpose()?.unwrap_or_default();
         all.extend(others.iter().cloned());
         let all = Arc::new(all);
-        if let Some(cookie) = cookie {
+        if let Some(cookie) = cookie.filter(|_| !moving) {
             let mut tables = self.lock();
             // Those of namespaces that ended are still in there.
             if tables.len() >= KEPT {

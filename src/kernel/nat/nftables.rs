@@ -41,11 +41,13 @@ const OUTPUT: u32 = 3;
 const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
 const RULE_USERDATA: u16 = 7;
-/// `NFTA_SET_*`, `NFT_SET_INTERVAL`.
+/// `NFTA_SET_*`, `NFT_SET_INTERVAL`, `NFT_SET_TIMEOUT` or `NFT_SET_EVAL`, `NFT_SET_CONCAT`.
 const SET_NAME: u16 = 2;
 const SET_FLAGS: u16 = 3;
 const SET_KEY_BYTES: u16 = 5;
 const INTERVAL: u32 = 4;
+const MOVING: u32 = 0x10 | 0x20;
+const CONCATENATED: u32 = 0x80;
 /// `NFTA_SET_ELEM_LIST_*`, `NFTA_SET_ELEM_*`, `NFT_SET_ELEM_INTERVAL_END`.
 const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
@@ -59,13 +61,21 @@ const INTERVAL_END: u32 = 1;
 /// nftables in the calling thread's namespace.
 pub(super) struct Nftables(Dumper);
 
+/// Rules that change while they are read are read again, this often at most.
+const ATTEMPTS: usize = 4;
+
 /// Family and name of a table.
 type TableKey = (u8, String);
 
 /// How the elements of a set are to be read.
 #[derive(Debug, Clone, Copy)]
 struct SetShape {
+    /// Ranges are told by their edges; where fields are put together each element has its own last key.
     interval: bool,
+    /// Several fields put together.
+    concatenated: bool,
+    /// Packets add to it, or time takes from it, and the generation does not tell.
+    moving: bool,
     key_bytes: usize,
 }
 
@@ -102,11 +112,22 @@ impl Nftables {
         body(&reply)?.1.number(GENERATION_ID).ok_or_else(cut_off)
     }
 
-    /// All tables that send traffic elsewhere, or might.
-    pub(super) fn tables(&mut self) -> io::Result<Vec<Table>> {
-        let mut chains = self.chains()?;
-        chains.retain(|_, chains| chains.iter().any(|chain| chain.hook.is_some()));
-        chains.into_iter().map(|(key, chains)| self.table(&key, chains)).collect()
+    /// All tables that send traffic elsewhere, or might, of one generation, and whether they may change without another.
+    /// Errors: they change faster than they can be read.
+    pub(super) fn tables(&mut self, mut generation: u32) -> io::Result<(Vec<Table>, bool)> {
+        for _ in 0..ATTEMPTS {
+            let mut chains = self.chains()?;
+            chains.retain(|_, chains| chains.iter().any(|chain| chain.hook.is_some()));
+            let mut moving = false;
+            let tables: io::Result<Vec<Table>> =
+                chains.into_iter().map(|(key, chains)| self.table(&key, chains, &mut moving)).collect();
+            let now = self.generation()?;
+            if now == generation {
+                return Ok((tables?, moving));
+            }
+            generation = now;
+        }
+        Err(io::Error::other("they changed under every attempt to read them"))
     }
 
     fn chains(&mut self) -> io::Result<BTreeMap<TableKey, Vec<Chain>>> {
@@ -117,7 +138,7 @@ impl Nftables {
         Ok(tables)
     }
 
-    fn table(&mut self, key: &TableKey, mut chains: Vec<Chain>) -> io::Result<Table> {
+    fn table(&mut self, key: &TableKey, mut chains: Vec<Chain>, moving: &mut bool) -> io::Result<Table> {
         let (family, name) = key;
         let rules =
             self.dump(GET_RULE, &request(*family, &[(TABLE, name)]), |payload| Ok(payload.to_vec()))?;
@@ -131,6 +152,7 @@ impl Nftables {
                 return Ok(set.clone());
             }
             let shape = *shapes.get(set).ok_or_else(cut_off)?;
+            *moving |= shape.moving;
             let request = request(*family, &[(TABLE, name), (LIST_SET, set)]);
             let elements = self.dump(GET_ELEMENTS, &request, decode_elements)?;
             let read = Rc::new(Set { elements: elements_of(elements.into_iter().flatten(), shape) });
@@ -210,8 +232,11 @@ fn sees(family: u8) -> Traffic {
 
 fn decode_set(payload: &[u8]) -> io::Result<(String, SetShape)> {
     let (_, set) = body(payload)?;
+    let flags = set.number(SET_FLAGS).unwrap_or(0);
     let shape = SetShape {
-        interval: set.number(SET_FLAGS).unwrap_or(0) & INTERVAL != 0,
+        interval: flags & INTERVAL != 0 && flags & CONCATENATED == 0,
+        concatenated: flags & CONCATENATED != 0,
+        moving: flags & MOVING != 0,
         key_bytes: set.number(SET_KEY_BYTES).map_or(0, |bytes| bytes as usize).min(expressions::KEY_MAX),
     };
     Ok((set.text(SET_NAME).ok_or_else(cut_off)?, shape))
@@ -242,11 +267,11 @@ fn decode_element(bytes: &[u8]) -> io::Result<RawElement> {
 fn elements_of(raw: impl Iterator<Item = RawElement>, shape: SetShape) -> Vec<Element> {
     let mut found = Vec::new();
     let mut edges = Vec::new();
+    let mut for_the_rest = None;
     for element in raw {
         let RawElement { key, key_end, value, ends_interval, comment } = element;
         if key.is_empty() {
-            let keys = (vec![0; shape.key_bytes], vec![u8::MAX; shape.key_bytes]);
-            found.push(Element { keys, value, comment });
+            for_the_rest = Some((value, comment));
         } else if let Some(last) = key_end {
             found.push(Element { keys: (key, last), value, comment });
         } else if shape.interval {
@@ -269,7 +294,48 @@ fn elements_of(raw: impl Iterator<Item = RawElement>, shape: SetShape) -> Vec<El
     }
     // The kernel keeps many of them in no order.
     found.sort_by(|one, other| one.keys.cmp(&other.keys));
+    if let Some((value, comment)) = for_the_rest {
+        // After all others: what they are for is not for it.
+        let rest = if shape.concatenated { vec![whole(shape)] } else { between(&found, shape) };
+        found.extend(rest.into_iter().map(|keys| Element {
+            keys,
+            value: value.clone(),
+            comment: comment.clone(),
+        }));
+    }
     found
+}
+
+fn whole(shape: SetShape) -> (Vec<u8>, Vec<u8>) {
+    (vec![0; shape.key_bytes], vec![u8::MAX; shape.key_bytes])
+}
+
+/// The keys that none of these elements, which ascend, is for.
+fn between(elements: &[Element], shape: SetShape) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let (first, last) = whole(shape);
+    let (mut next, mut rest) = (Some(first), Vec::new());
+    for Element { keys: (from, to), .. } in elements {
+        let Some(begin) = next.take() else { break };
+        if begin < *from {
+            rest.push((begin.clone(), before(from)));
+        }
+        next = if *to == last { None } else { Some(after(to).max(begin)) };
+    }
+    rest.extend(next.map(|next| (next, last)));
+    rest
+}
+
+/// The key after this one.
+fn after(key: &[u8]) -> Vec<u8> {
+    let mut key = key.to_vec();
+    for byte in key.iter_mut().rev() {
+        let (more, carries) = byte.overflowing_add(1);
+        *byte = more;
+        if !carries {
+            break;
+        }
+    }
+    key
 }
 
 /// The key before this one.
@@ -300,7 +366,7 @@ mod tests {
     }
 
     fn ranges(raw: Vec<RawElement>, interval: bool) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let shape = SetShape { interval, key_bytes: 2 };
+        let shape = SetShape { interval, concatenated: false, moving: false, key_bytes: 2 };
         elements_of(raw.into_iter(), shape).into_iter().map(|element| element.keys).collect()
     }
 
@@ -317,6 +383,9 @@ mod tests {
         assert_eq!(ranges(vec![edge(7, false)], false), [keys(7, 7)]);
         let catch_all = RawElement { key: Vec::new(), ..edge(0, false) };
         assert_eq!(ranges(vec![catch_all], true), [keys(0, 65535)]);
+        let catch_all = || RawElement { key: Vec::new(), ..edge(0, false) };
+        let rest = ranges(vec![catch_all(), edge(80, false), edge(0, false), edge(65535, false)], false);
+        assert_eq!(rest[3..], [keys(1, 79), keys(81, 65534)], "it is for what no other is for");
     }
 
     proptest::proptest! {

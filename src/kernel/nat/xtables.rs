@@ -80,7 +80,9 @@ pub(super) fn decode_target(name: &str, revision: u32, family: Family, bytes: &[
             }
             .unwrap_or(Destination { address: None, port: None }),
         ),
-        ("SNAT" | "MASQUERADE" | "NETMAP" | "REJECT" | "ACCEPT" | "DROP", _) => Target::Ends,
+        // Whole networks: where one address goes is not told by the rule alone.
+        ("NETMAP", _) => Target::Send(Destination { address: None, port: None }),
+        ("SNAT" | "MASQUERADE" | "REJECT" | "ACCEPT" | "DROP", _) => Target::Ends,
         _ => Target::Continues,
     }
 }
