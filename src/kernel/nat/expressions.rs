@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::attributes::{Attributes, cut_off, text};
+use super::fields::{self, Field, LARGE_WORDS, Loaded, NFPROTO_SIX, SOMETHING, WORD_BYTES, of, word_of};
 use super::xtables::{self, Family, Match, Target};
 use crate::model::nat::{Destination, Rule, Then, Traffic};
 use crate::model::ranges::RangeSet;
@@ -15,6 +16,47 @@ use crate::model::ranges::RangeSet;
 /// `NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`.
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
+/// `NFTA_PAYLOAD_DREG`, and the same of whatever loads something: the register.
+const LOAD_REGISTER: u16 = 1;
+/// `NFTA_CMP_*`, `enum nft_cmp_ops`.
+const CMP_SOURCE: u16 = 1;
+const CMP_OPERATION: u16 = 2;
+const CMP_DATA: u16 = 3;
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+const LESS: u32 = 2;
+const LESS_OR_EQUAL: u32 = 3;
+const GREATER: u32 = 4;
+const GREATER_OR_EQUAL: u32 = 5;
+/// `NFTA_RANGE_*`; its operations begin as those above.
+const RANGE_SOURCE: u16 = 1;
+const RANGE_OPERATION: u16 = 2;
+const RANGE_FIRST: u16 = 3;
+const RANGE_LAST: u16 = 4;
+/// `NFTA_BITWISE_*`, `NFT_BITWISE_MASK_XOR`.
+const BITWISE_SOURCE: u16 = 1;
+const BITWISE_DESTINATION: u16 = 2;
+const BITWISE_MASK: u16 = 4;
+const BITWISE_XOR: u16 = 5;
+const BITWISE_OPERATION: u16 = 6;
+const MASK_AND_XOR: u32 = 0;
+/// `NFTA_LOOKUP_*`.
+const LOOKUP_SET: u16 = 1;
+const LOOKUP_SOURCE: u16 = 2;
+const LOOKUP_DESTINATION: u16 = 3;
+const LOOKUP_FLAGS: u16 = 5;
+/// `NFTA_IMMEDIATE_DATA`.
+const IMMEDIATE_DATA: u16 = 2;
+/// `NFTA_NAT_*`, `NFTA_REDIR_REG_PROTO_MIN`.
+const NAT_TYPE: u16 = 1;
+const NAT_FAMILY: u16 = 2;
+const NAT_ADDRESS: u16 = 3;
+const NAT_PORT: u16 = 5;
+const REDIRECT_PORT: u16 = 1;
+/// `NFTA_MATCH_*`, the same for targets.
+const EXTENSION_NAME: u16 = 1;
+const EXTENSION_REVISION: u16 = 2;
+const EXTENSION_INFO: u16 = 3;
 /// `NFTA_DATA_VALUE`, `NFTA_DATA_VERDICT`; `NFTA_VERDICT_CODE`, `NFTA_VERDICT_CHAIN`.
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
@@ -26,89 +68,17 @@ const BREAK: i32 = -2;
 const JUMP: i32 = -3;
 const GOTO: i32 = -4;
 const RETURN: i32 = -5;
-/// `NFT_META_PROTOCOL`, `NFT_META_NFPROTO`, `NFT_META_L4PROTO`.
-const META_PROTOCOL: u32 = 1;
-const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
-/// `NFT_PAYLOAD_NETWORK_HEADER`, `NFT_PAYLOAD_TRANSPORT_HEADER`.
-const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
-/// `NFT_FIB_RESULT_ADDRTYPE`, `NFTA_FIB_F_DADDR`, `RTN_LOCAL`.
-const FIB_ADDRTYPE: u32 = 3;
-const FIB_DESTINATION: u32 = 2;
-const LOCAL: u128 = 2;
-/// `NFPROTO_IPV4`, `NFPROTO_IPV6`, and their types in an Ethernet frame.
-const NFPROTO_FOUR: u128 = 2;
-const NFPROTO_SIX: u128 = 10;
-const ETHERTYPE_FOUR: u128 = 0x0800;
-const ETHERTYPE_SIX: u128 = 0x86dd;
 /// `NFT_NAT_DNAT`.
 const DNAT: u32 = 1;
 /// `NFT_LOOKUP_F_INV`.
 const INVERTED: u32 = 1;
-/// Registers are counted in words of 32 bits: `NFT_REG_1` to `_4` have four of them, `NFT_REG32_00` begins at 8.
-const WORD_BYTES: usize = 4;
-const FIRST_SMALL_REGISTER: u32 = 8;
-const LARGE_WORDS: usize = 4;
-/// `NFT_META_IIFNAME`, `NFT_META_OIFNAME`, and as much as they load (`IFNAMSIZ`).
-const META_INTERFACES: [u32; 2] = [6, 7];
-const INTERFACE_BYTES: usize = 16;
-/// As much as all registers hold (`NFT_DATA_VALUE_MAXLEN`).
-pub(super) const KEY_MAX: usize = 64;
+/// `NFT_REG_VERDICT`.
+const VERDICT_REGISTER: u32 = 0;
 /// More alternatives of one rule are told as "some of it": sets have any size.
 const ALTERNATIVES: usize = 20_000;
 
-/// A field of a packet, or what is known of one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Field {
-    Protocol,
-    Port,
-    Four,
-    Six,
-    NfProto,
-    EtherType,
-    DestinationType,
-    Chance,
-    Other,
-}
-
-impl Field {
-    const fn bits(self) -> u32 {
-        match self {
-            Field::Protocol | Field::NfProto => 8,
-            Field::Port | Field::EtherType => 16,
-            Field::Four | Field::DestinationType | Field::Chance | Field::Other => 32,
-            Field::Six => 128,
-        }
-    }
-}
-
-/// What a register holds: the first bytes of a field, perhaps under a mask, perhaps with other fields around it: nft compares what lies
-/// side by side at once.
-#[derive(Debug, Clone, Copy)]
-struct Loaded {
-    field: Field,
-    /// Bytes of other fields before it,
-    skipped: usize,
-    /// its own,
-    bytes: usize,
-    /// and all.
-    length: usize,
-    mask: Option<u128>,
-}
-
-const SOMETHING: Loaded = of(Field::Other, WORD_BYTES);
-
-const fn of(field: Field, bytes: usize) -> Loaded {
-    Loaded { field, skipped: 0, bytes, length: bytes, mask: None }
-}
-
-/// A set or a map.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Set {
-    /// Its elements, or `None` where it is of no interest or could not be read.
-    pub(super) elements: Vec<Element>,
-}
+/// A set or a map: its elements.
+pub(super) type Set = Rc<Vec<Element>>;
 
 /// An element of a set.
 #[derive(Debug, Clone)]
@@ -124,16 +94,9 @@ pub(super) struct Element {
 /// What a map says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
-    Verdict(Verdict),
+    /// A verdict; none where the rule goes on.
+    Verdict(Option<Then>),
     Data(Vec<u8>),
-}
-
-/// A verdict.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// The rule, or the chain, goes on.
-    None,
-    Then(Then),
 }
 
 /// One way to go through a rule.
@@ -150,7 +113,7 @@ pub(super) struct Reading<'a> {
     /// What a table of this family sees of the traffic.
     pub(super) sees: Traffic,
     /// The sets of the table.
-    pub(super) sets: &'a mut dyn FnMut(&str) -> io::Result<Rc<Set>>,
+    pub(super) sets: &'a mut dyn FnMut(&str) -> io::Result<Set>,
 }
 
 struct State {
@@ -160,18 +123,17 @@ struct State {
     comment: Option<String>,
 }
 
-/// A verdict within `NFTA_DATA_VERDICT`.
-pub(super) fn verdict(bytes: &[u8]) -> io::Result<Verdict> {
+/// A verdict within `NFTA_DATA_VERDICT`; none where the rule goes on.
+fn verdict(bytes: &[u8]) -> io::Result<Option<Then>> {
     let attributes = Attributes::parse(bytes)?;
     let chain = || attributes.text(VERDICT_CHAIN).ok_or_else(cut_off);
-    let code = attributes.number(VERDICT_CODE).ok_or_else(cut_off)?.cast_signed();
-    Ok(match code {
-        CONTINUE | BREAK => Verdict::None,
-        JUMP => Verdict::Then(Then::Jump(chain()?)),
-        GOTO => Verdict::Then(Then::Goto(chain()?)),
-        RETURN => Verdict::Then(Then::Return),
-        _ => Verdict::Then(Then::End),
-    })
+    Ok(Some(match attributes.number(VERDICT_CODE).ok_or_else(cut_off)?.cast_signed() {
+        CONTINUE | BREAK => return Ok(None),
+        JUMP => Then::Jump(chain()?),
+        GOTO => Then::Goto(chain()?),
+        RETURN => Then::Return,
+        _ => Then::End,
+    }))
 }
 
 /// Data of an element or of an expression.
@@ -213,9 +175,9 @@ impl Reading<'_> {
     fn follow(&mut self, state: &mut State, name: &str, data: &[u8]) -> io::Result<()> {
         let attributes = || Attributes::parse(data);
         match name {
-            "payload" => state.load(&attributes()?, 1, payload),
-            "meta" => state.load(&attributes()?, 1, |attributes, _| meta(attributes)),
-            "fib" => state.load(&attributes()?, 1, |attributes, _| fib(attributes)),
+            "payload" => state.load(&attributes()?, fields::payload),
+            "meta" => state.load(&attributes()?, |attributes, _| fields::meta(attributes)),
+            "fib" => state.load(&attributes()?, |attributes, _| fields::fib(attributes)),
             "bitwise" => state.mask(&attributes()?)?,
             "cmp" => state.compare(&attributes()?)?,
             "range" => state.range(&attributes()?)?,
@@ -227,7 +189,7 @@ impl Reading<'_> {
             "redir" => state.redirect(&attributes()?),
             "counter" | "log" | "last" | "notrack" | "masq" => {}
             // They load something else.
-            "numgen" => state.load(&attributes()?, 1, |_, _| of(Field::Chance, WORD_BYTES)),
+            "numgen" => state.load(&attributes()?, |_, _| of(Field::Chance, WORD_BYTES)),
             "ct" | "rt" | "socket" | "hash" | "exthdr" | "osf" | "xfrm" | "tunnel" => {
                 state.registers.clear();
             }
@@ -241,68 +203,71 @@ impl Reading<'_> {
 
     /// Looks fields up: in a set, which narrows, or in a map, which also gives a verdict or words for registers.
     fn look_up(&mut self, state: &mut State, attributes: &Attributes<'_>) -> io::Result<()> {
-        let name = attributes.text(1).ok_or_else(cut_off)?;
-        let inverted = attributes.number(5).unwrap_or(0) & INVERTED != 0;
-        let destination = attributes.number(3);
-        let fields = state.fields_from(attributes.number(2));
+        let name = attributes.text(LOOKUP_SET).ok_or_else(cut_off)?;
+        let inverted = attributes.number(LOOKUP_FLAGS).unwrap_or(0) & INVERTED != 0;
+        let destination = attributes.number(LOOKUP_DESTINATION);
+        let fields = state.fields_from(attributes.number(LOOKUP_SOURCE));
         if destination.is_none() && fields.iter().all(|loaded| loaded.field == Field::Other) {
             state.narrow(&xtables::unknown());
             return Ok(());
         }
         let set = (self.sets)(&name)?;
-        if destination.is_none()
-            && let [loaded] = fields.as_slice()
-        {
+        match (destination, fields.as_slice()) {
             // One field of a set: all elements together are one set of numbers.
-            let is_its = |element: &&Element| element.keys.0.len().div_ceil(WORD_BYTES) == loaded.words();
-            let numbers = set.elements.iter().map(|element| {
-                let (first, last) = &Some(element).filter(is_its)?.keys;
-                loaded.numbers(first, last)
-            });
-            let traffic = numbers.collect::<Option<Vec<RangeSet>>>().map(|sets| {
-                let numbers: RangeSet =
-                    sets.iter().flat_map(|set| set.ranges().collect::<Vec<_>>()).collect();
-                loaded.narrowed(if inverted { numbers.inverse() } else { numbers })
-            });
-            let traffic = traffic.filter(|_| !inverted || loaded.is_alone());
-            state.narrow(&traffic.unwrap_or_else(xtables::unknown));
-            return Ok(());
+            (None, [loaded]) => state.narrow(&among(loaded, &set, inverted)),
+            _ if set.len() * state.alternatives.len() > ALTERNATIVES => match destination {
+                // Verdicts cannot be left out: one may lead to a rule that sends.
+                Some(VERDICT_REGISTER) => {
+                    return Err(io::Error::other("a map of verdicts is too large to be followed"));
+                }
+                _ => state.narrow(&xtables::unknown()),
+            },
+            _ if inverted => state.narrow(&xtables::unknown()),
+            _ => state.branch(&fields, &set, destination),
         }
-        let many = set.elements.len() * state.alternatives.len() > ALTERNATIVES;
-        if many && destination == Some(0) {
-            // Its verdicts cannot be left out: one may lead to a rule that sends.
-            return Err(io::Error::other("a map of verdicts is too large to be followed"));
-        }
-        if inverted || many {
-            state.narrow(&xtables::unknown());
-            return Ok(());
-        }
-        state.branch(&fields, &set, destination);
         Ok(())
     }
 }
 
+/// Traffic whose field is in a set, or in none of its elements.
+fn among(loaded: &Loaded, set: &[Element], inverted: bool) -> Traffic {
+    if inverted && !loaded.is_alone() {
+        return xtables::unknown();
+    }
+    let is_its = |element: &&Element| element.keys.0.len().div_ceil(WORD_BYTES) == loaded.words();
+    let numbers = set.iter().map(|element| {
+        let (first, last) = &Some(element).filter(is_its)?.keys;
+        loaded.numbers(first, last)
+    });
+    let Some(numbers) = numbers.collect::<Option<Vec<RangeSet>>>() else { return xtables::unknown() };
+    let all: RangeSet = numbers.iter().flat_map(RangeSet::ranges).collect();
+    loaded.narrowed(if inverted { all.inverse() } else { all })
+}
+
 impl State {
     /// A field comes into a register.
-    fn load(
-        &mut self,
-        attributes: &Attributes<'_>,
-        register: u16,
-        what: impl Fn(&Attributes<'_>, &Traffic) -> Loaded,
-    ) {
+    fn load(&mut self, attributes: &Attributes<'_>, what: impl Fn(&Attributes<'_>, &Traffic) -> Loaded) {
         // What is written from a register changes the packet or its marks, and loads nothing.
-        let Some(word) = attributes.number(register).and_then(word_of) else { return };
+        let Some(word) = attributes.number(LOAD_REGISTER).and_then(word_of) else { return };
         // All alternatives are of one family where one of them is.
         let traffic = self.alternatives.first().map_or_else(Traffic::all, |first| first.traffic.clone());
         let loaded = what(attributes, &traffic);
+        self.put(word, loaded);
+    }
+
+    fn put(&mut self, word: usize, loaded: Loaded) {
         // Of something else it is not known how long it is: as long as a large register.
-        let words =
-            if loaded.field == Field::Other { loaded.words().max(LARGE_WORDS) } else { loaded.words() };
+        let other = loaded.field == Field::Other;
+        self.overwrite(word, if other { loaded.words().max(LARGE_WORDS) } else { loaded.words() });
+        self.registers.insert(word, loaded);
+    }
+
+    /// Forgets what these words held: a field that is no longer there must narrow nothing.
+    fn overwrite(&mut self, word: usize, words: usize) {
         self.registers.retain(|at, before| *at >= word + words || at + before.words() <= word);
         for alternative in &mut self.alternatives {
             alternative.constants.retain(|at, _| !(word..word + words).contains(at));
         }
-        self.registers.insert(word, loaded);
     }
 
     fn loaded(&self, register: Option<u32>) -> Loaded {
@@ -328,26 +293,24 @@ impl State {
     }
 
     fn mask(&mut self, attributes: &Attributes<'_>) -> io::Result<()> {
-        let (source, target) = (self.loaded(attributes.number(1)), attributes.number(2).and_then(word_of));
-        let plain = attributes.number(6).unwrap_or(0) == 0 && source.mask.is_none();
-        let mask = value(attributes.get(4).unwrap_or_default())?;
-        let changed = value(attributes.get(5).unwrap_or_default())?;
+        let source = self.loaded(attributes.number(BITWISE_SOURCE));
+        let masks = attributes.number(BITWISE_OPERATION).unwrap_or(MASK_AND_XOR) == MASK_AND_XOR;
+        let mask = value(attributes.get(BITWISE_MASK).unwrap_or_default())?;
+        let changed = value(attributes.get(BITWISE_XOR).unwrap_or_default())?;
         let unchanged = matches!(&changed, Some(Value::Data(xor)) if xor.iter().all(|byte| *byte == 0));
         let masked = match mask {
-            Some(Value::Data(mask)) if plain && unchanged => {
-                source.number(&mask).map(|mask| Loaded { mask: Some(mask), ..source })
-            }
+            Some(Value::Data(mask)) if masks && unchanged => source.masked(&mask),
             _ => None,
         };
-        if let Some(word) = target {
-            self.registers.insert(word, masked.unwrap_or(Loaded { field: Field::Other, ..source }));
+        if let Some(word) = attributes.number(BITWISE_DESTINATION).and_then(word_of) {
+            self.put(word, masked.unwrap_or(of(Field::Other, source.length)));
         }
         Ok(())
     }
 
     fn compare(&mut self, attributes: &Attributes<'_>) -> io::Result<()> {
-        let loaded = self.loaded(attributes.number(1));
-        let Some(Value::Data(data)) = value(attributes.get(3).unwrap_or_default())? else {
+        let loaded = self.loaded(attributes.number(CMP_SOURCE));
+        let Some(Value::Data(data)) = value(attributes.get(CMP_DATA).unwrap_or_default())? else {
             return Err(cut_off());
         };
         let same = loaded.numbers(&data, &data);
@@ -355,16 +318,16 @@ impl State {
         let from = |first: Option<u128>| {
             first.map_or_else(RangeSet::none, |first| RangeSet::range(first..=u128::MAX))
         };
-        let numbers = match (attributes.number(2), edge) {
-            (Some(0), _) => same,
+        let numbers = match (attributes.number(CMP_OPERATION), edge) {
+            (Some(EQUAL), _) => same,
             // Of a field among others only equality says something, of one under a mask also its opposite.
             _ if !loaded.is_alone() => None,
-            (Some(1), _) => same.map(|same| same.inverse()),
+            (Some(NOT_EQUAL), _) => same.map(|same| same.inverse()),
             _ if loaded.mask.is_some() => None,
-            (Some(2), Some(edge)) => Some(from(Some(*edge.start())).inverse()),
-            (Some(3), Some(edge)) => Some(from(edge.end().checked_add(1)).inverse()),
-            (Some(4), Some(edge)) => Some(from(edge.end().checked_add(1))),
-            (Some(5), Some(edge)) => Some(from(Some(*edge.start()))),
+            (Some(LESS), Some(edge)) => Some(from(Some(*edge.start())).inverse()),
+            (Some(LESS_OR_EQUAL), Some(edge)) => Some(from(edge.end().checked_add(1)).inverse()),
+            (Some(GREATER), Some(edge)) => Some(from(edge.end().checked_add(1))),
+            (Some(GREATER_OR_EQUAL), Some(edge)) => Some(from(Some(*edge.start()))),
             _ => None,
         };
         self.narrow(&numbers.map_or_else(xtables::unknown, |numbers| loaded.narrowed(numbers)));
@@ -372,35 +335,37 @@ impl State {
     }
 
     fn range(&mut self, attributes: &Attributes<'_>) -> io::Result<()> {
-        let loaded = self.loaded(attributes.number(1));
+        let loaded = self.loaded(attributes.number(RANGE_SOURCE));
         let edge = |kind| value(attributes.get(kind).unwrap_or_default());
-        let (Some(Value::Data(first)), Some(Value::Data(last))) = (edge(3)?, edge(4)?) else {
+        let (Some(Value::Data(first)), Some(Value::Data(last))) = (edge(RANGE_FIRST)?, edge(RANGE_LAST)?)
+        else {
             return Err(cut_off());
         };
         let numbers = loaded.numbers(&first, &last).filter(|_| loaded.mask.is_none() && loaded.is_alone());
-        let inverted = attributes.number(2) == Some(1);
+        let inverted = attributes.number(RANGE_OPERATION) == Some(NOT_EQUAL);
         let numbers = numbers.map(|numbers| if inverted { numbers.inverse() } else { numbers });
         self.narrow(&numbers.map_or_else(xtables::unknown, |numbers| loaded.narrowed(numbers)));
         Ok(())
     }
 
     fn immediate(&mut self, attributes: &Attributes<'_>) -> io::Result<()> {
-        match value(attributes.get(2).unwrap_or_default())? {
-            Some(Value::Verdict(Verdict::Then(then))) => self.ends(&then),
+        match value(attributes.get(IMMEDIATE_DATA).unwrap_or_default())? {
+            Some(Value::Verdict(Some(then))) => self.ends(&then),
             Some(Value::Data(data)) => {
-                if let Some(word) = attributes.number(1).and_then(word_of) {
+                if let Some(word) = attributes.number(LOAD_REGISTER).and_then(word_of) {
+                    self.overwrite(word, data.len().div_ceil(WORD_BYTES));
                     self.alternatives.iter_mut().for_each(|alternative| alternative.set(word, &data));
                 }
             }
-            Some(Value::Verdict(Verdict::None)) | None => {}
+            Some(Value::Verdict(None)) | None => {}
         }
         Ok(())
     }
 
     /// Each element of a map, or of a set of several fields, is a way of its own.
-    fn branch(&mut self, fields: &[Loaded], set: &Set, destination: Option<u32>) {
+    fn branch(&mut self, fields: &[Loaded], set: &[Element], destination: Option<u32>) {
         let mut branches = Vec::new();
-        for element in &set.elements {
+        for element in set {
             let narrowed = element_traffic(fields, element);
             for alternative in &self.alternatives {
                 let traffic = alternative.traffic.and(&narrowed);
@@ -410,34 +375,33 @@ impl State {
                 }
             }
         }
-        let word = destination.and_then(word_of);
-        match destination {
-            // A map of verdicts: what no element is for goes on.
-            Some(0) => {
-                for (alternative, value) in branches {
-                    if let Some(Value::Verdict(Verdict::Then(then))) = value {
-                        self.rules.push(alternative.rule(then.clone(), self.comment.as_ref()));
-                    }
+        if destination == Some(VERDICT_REGISTER) {
+            for (alternative, value) in branches {
+                if let Some(Value::Verdict(Some(then))) = value {
+                    self.rules.push(alternative.rule(then.clone(), self.comment.as_ref()));
                 }
-                self.narrow(&xtables::unknown());
             }
-            _ => {
-                self.alternatives = branches
-                    .into_iter()
-                    .map(|(mut alternative, value)| {
-                        if let (Some(word), Some(Value::Data(data))) = (word, value) {
-                            alternative.set(word, data);
-                        }
-                        alternative
-                    })
-                    .collect();
-            }
+            // What no element is for goes on.
+            return self.narrow(&xtables::unknown());
         }
+        let word = destination.and_then(word_of);
+        if let Some(word) = word {
+            let longest = set.iter().map(|element| element.value.as_ref().map_or(0, Value::words)).max();
+            self.overwrite(word, longest.unwrap_or(0));
+        }
+        self.alternatives = branches
+            .into_iter()
+            .map(|(mut alternative, value)| {
+                if let (Some(word), Some(Value::Data(data))) = (word, value) {
+                    alternative.set(word, data);
+                }
+                alternative
+            })
+            .collect();
     }
 
     fn matches(&mut self, attributes: &Attributes<'_>) {
-        let name = attributes.text(1).unwrap_or_default();
-        let (revision, info) = (attributes.number(2).unwrap_or(0), attributes.get(3).unwrap_or_default());
+        let (name, revision, info) = extension(attributes);
         match xtables::decode_match(&name, revision, self.family(), info) {
             Match::Narrows(traffic) => self.narrow(&traffic),
             Match::Comment(comment) => self.comment = Some(comment),
@@ -445,8 +409,7 @@ impl State {
     }
 
     fn target(&mut self, attributes: &Attributes<'_>) {
-        let name = attributes.text(1).unwrap_or_default();
-        let (revision, info) = (attributes.number(2).unwrap_or(0), attributes.get(3).unwrap_or_default());
+        let (name, revision, info) = extension(attributes);
         match xtables::decode_target(&name, revision, self.family(), info) {
             Target::Send(destination) => self.ends(&Then::Send(destination)),
             Target::Ends => self.ends(&Then::End),
@@ -461,12 +424,12 @@ impl State {
     }
 
     fn nat(&mut self, attributes: &Attributes<'_>) {
-        if attributes.number(1) != Some(DNAT) {
+        if attributes.number(NAT_TYPE) != Some(DNAT) {
             return self.ends(&Then::End);
         }
-        let six = attributes.number(2) == u32::try_from(NFPROTO_SIX).ok();
+        let six = attributes.number(NAT_FAMILY) == u32::try_from(NFPROTO_SIX).ok();
         let (address, port) =
-            (attributes.number(3).and_then(word_of), attributes.number(5).and_then(word_of));
+            (attributes.number(NAT_ADDRESS).and_then(word_of), attributes.number(NAT_PORT).and_then(word_of));
         self.end_each(|alternative| {
             let address = address.and_then(|word| match six {
                 true => {
@@ -481,7 +444,7 @@ impl State {
     }
 
     fn redirect(&mut self, attributes: &Attributes<'_>) {
-        let port = attributes.number(1).and_then(word_of);
+        let port = attributes.number(REDIRECT_PORT).and_then(word_of);
         self.end_each(|alternative| {
             Then::Send(Destination { address: None, port: port.and_then(|word| alternative.port(word)) })
         });
@@ -526,55 +489,23 @@ impl Alternative {
     }
 }
 
-impl Loaded {
-    /// Bytes of this field as a number; what was not loaded of it is zero.
-    fn number(&self, bytes: &[u8]) -> Option<u128> {
-        let own = bytes.get(self.skipped..self.skipped + self.bytes)?;
-        let number = own.iter().fold(0u128, |number, byte| number << 8 | u128::from(*byte));
-        // The kernel keeps this one in its own byte order.
-        if self.field == Field::DestinationType {
-            return Some(u32::from_ne_bytes(own.try_into().ok()?).into());
-        }
-        number.checked_shl(self.missing_bits()?)
-    }
-
+impl Value {
+    /// Words of registers that it fills.
     fn words(&self) -> usize {
-        self.length.div_ceil(WORD_BYTES).max(1)
-    }
-
-    /// Whether nothing else was loaded beside it.
-    fn is_alone(&self) -> bool {
-        self.bytes == self.length
-    }
-
-    /// Traffic whose field is one of these numbers; what is beside it is not looked at.
-    fn narrowed(&self, numbers: RangeSet) -> Traffic {
-        let traffic = narrowed(self.field, numbers);
-        Traffic { share: traffic.share.max(xtables::some_if(!self.is_alone())), ..traffic }
-    }
-
-    fn missing_bits(&self) -> Option<u32> {
-        self.field.bits().checked_sub(u32::try_from(self.bytes).ok()? * 8)
-    }
-
-    /// The numbers of this field from one key to another.
-    fn numbers(&self, first: &[u8], last: &[u8]) -> Option<RangeSet> {
-        match self.field {
-            Field::Other => return None,
-            // Every number has its turn.
-            Field::Chance => return Some(RangeSet::all()),
-            _ if !self.is_alone() && first != last => return None,
-            _ => {}
-        }
-        let (first, last) = (self.number(first)?, self.number(last)?);
-        match self.mask {
-            Some(mask) => xtables::network(first, mask, self.field.bits(), false).filter(|_| first == last),
-            None => {
-                let rest = 1u128.checked_shl(self.missing_bits()?)? - 1;
-                Some(RangeSet::range(first..=last | rest))
-            }
+        match self {
+            Value::Data(data) => data.len().div_ceil(WORD_BYTES),
+            Value::Verdict(_) => 0,
         }
     }
+}
+
+/// Name, revision and content of a match or a target of iptables.
+fn extension<'a>(attributes: &Attributes<'a>) -> (String, u32, &'a [u8]) {
+    (
+        attributes.text(EXTENSION_NAME).unwrap_or_default(),
+        attributes.number(EXTENSION_REVISION).unwrap_or(0),
+        attributes.get(EXTENSION_INFO).unwrap_or_default(),
+    )
 }
 
 fn element_traffic(fields: &[Loaded], element: &Element) -> Traffic {
@@ -592,76 +523,12 @@ fn element_traffic(fields: &[Loaded], element: &Element) -> Traffic {
     if element.keys.0.len().next_multiple_of(WORD_BYTES) == at { traffic } else { xtables::unknown() }
 }
 
-/// Traffic whose field is one of these numbers.
-fn narrowed(field: Field, numbers: RangeSet) -> Traffic {
-    let if_has = |number| if numbers.contains(number) { RangeSet::all() } else { RangeSet::none() };
-    let all = Traffic::all();
-    match field {
-        Field::Protocol => Traffic { protocols: numbers, ..all },
-        Field::Port => Traffic { ports: numbers, ..all },
-        Field::Four => Traffic { four: numbers, six: RangeSet::none(), ..all },
-        Field::Six => Traffic { six: numbers, four: RangeSet::none(), ..all },
-        Field::NfProto => Traffic { four: if_has(NFPROTO_FOUR), six: if_has(NFPROTO_SIX), ..all },
-        Field::EtherType => Traffic { four: if_has(ETHERTYPE_FOUR), six: if_has(ETHERTYPE_SIX), ..all },
-        Field::DestinationType => Traffic { four: if_has(LOCAL), six: if_has(LOCAL), ..all },
-        Field::Chance => xtables::by_chance(),
-        Field::Other => xtables::unknown(),
-    }
-}
-
-/// The word of a register; none for the one of verdicts.
-fn word_of(register: u32) -> Option<usize> {
-    let word = match register {
-        0 => return None,
-        1..FIRST_SMALL_REGISTER => (register - 1) * 4,
-        _ => register - FIRST_SMALL_REGISTER,
-    };
-    usize::try_from(word).ok()
-}
-
-fn payload(attributes: &Attributes<'_>, traffic: &Traffic) -> Loaded {
-    let number = |kind| attributes.number(kind).and_then(|number| usize::try_from(number).ok());
-    let (first, length) = (number(3).unwrap_or(usize::MAX), number(4).unwrap_or(0).min(KEY_MAX));
-    let (is_four, is_six) = (traffic.six.is_none(), traffic.four.is_none());
-    // Where the fields lie in their headers (RFC 791, 8200, 768, 9293).
-    let fields: &[(Field, usize)] = match attributes.number(2) {
-        Some(TRANSPORT_HEADER) => &[(Field::Port, 2)],
-        Some(NETWORK_HEADER) if is_four => &[(Field::Four, 16), (Field::Protocol, 9)],
-        Some(NETWORK_HEADER) if is_six => &[(Field::Six, 24), (Field::Protocol, 6)],
-        _ => &[],
-    };
-    let within = |(field, at): &(Field, usize)| {
-        let bytes = usize::try_from(field.bits() / 8).ok()?;
-        let skipped = at.checked_sub(first)?;
-        let own = length.checked_sub(skipped)?.min(bytes);
-        // Of an address its beginning may be enough.
-        let enough = own == bytes || (own > 0 && matches!(field, Field::Four | Field::Six));
-        enough.then_some(Loaded { field: *field, skipped, bytes: own, length, mask: None })
-    };
-    fields.iter().find_map(within).unwrap_or(of(Field::Other, length))
-}
-
-fn meta(attributes: &Attributes<'_>) -> Loaded {
-    match attributes.number(2) {
-        Some(META_PROTOCOL) => of(Field::EtherType, 2),
-        Some(META_NFPROTO) => of(Field::NfProto, 1),
-        Some(META_L4PROTO) => of(Field::Protocol, 1),
-        Some(key) if META_INTERFACES.contains(&key) => of(Field::Other, INTERFACE_BYTES),
-        _ => SOMETHING,
-    }
-}
-
-fn fib(attributes: &Attributes<'_>) -> Loaded {
-    let of_destination =
-        attributes.number(2) == Some(FIB_ADDRTYPE) && attributes.number(3) == Some(FIB_DESTINATION);
-    Loaded { field: if of_destination { Field::DestinationType } else { Field::Other }, ..SOMETHING }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::attributes::tests::attribute;
+    use super::super::attributes::attribute;
+    use super::super::fields::TRANSPORT_HEADER;
     use super::*;
     use crate::model::nat::Share;
 
@@ -686,7 +553,7 @@ mod tests {
     }
 
     fn read(expressions: &[u8]) -> io::Result<Vec<Rule>> {
-        let mut sets = |_: &str| Ok(Rc::new(Set::default()));
+        let mut sets = |_: &str| Ok(Set::default());
         Reading { sees: Traffic::all(), sets: &mut sets }.rules(expressions, None)
     }
 
@@ -745,7 +612,7 @@ mod tests {
             content.extend((1..6).map(|kind| data(kind, &bytes)));
             let odd = expression(names[name], &content);
             let elements = keys.into_iter().map(|keys| Element { keys, value: Some(Value::Data(bytes.clone())), comment: None });
-            let set = Rc::new(Set { elements: elements.collect() });
+            let set: Set = Rc::new(elements.collect());
             let mut sets = |_: &str| Ok(set.clone());
             let expressions = [destination_port(1), odd.clone(), odd, expression("redir", &[number(1, 1)])].concat();
             let _ = Reading { sees: Traffic::all(), sets: &mut sets }.rules(&expressions, None);

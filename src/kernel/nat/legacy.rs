@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::attributes::text;
-use super::xtables::{self, Family, Match, Target};
+use super::xtables::{self, Family, Match, Target, half, word};
 use crate::kernel::sockopt;
 use crate::model::nat::{Backend, Chain, Hook, Rule, Table, Then, Traffic, number};
 use crate::model::ranges::RangeSet;
@@ -247,14 +247,6 @@ fn extension(bytes: &[u8]) -> Option<(String, u32, &[u8])> {
 
 fn named(bytes: &mut [u8]) {
     bytes.iter_mut().zip(NAME.as_bytes()).for_each(|(to, from)| *to = *from);
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 fn odd() -> io::Error {

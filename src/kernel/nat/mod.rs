@@ -5,6 +5,7 @@
 
 mod attributes;
 mod expressions;
+mod fields;
 mod ipvs;
 mod legacy;
 mod nftables;

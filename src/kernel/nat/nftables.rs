@@ -7,8 +7,9 @@ use std::rc::Rc;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::attributes::{Attributes, cut_off};
+use super::attributes::{Attributes, attribute, cut_off};
 use super::expressions::{self, Element, Reading, Set, Value};
+use super::fields;
 use crate::kernel::netlink::Dumper;
 use crate::model::nat::{Backend, Chain, Hook, Table, Traffic};
 use crate::model::ranges::RangeSet;
@@ -146,7 +147,7 @@ impl Nftables {
         let shapes: HashMap<String, SetShape> = shapes.into_iter().collect();
         let places: HashMap<String, usize> =
             chains.iter().enumerate().map(|(n, chain)| (chain.name.clone(), n)).collect();
-        let mut known: HashMap<String, Rc<Set>> = HashMap::new();
+        let mut known: HashMap<String, Set> = HashMap::new();
         let mut sets = |set: &str| {
             if let Some(set) = known.get(set) {
                 return Ok(set.clone());
@@ -155,7 +156,7 @@ impl Nftables {
             *moving |= shape.moving;
             let request = request(*family, &[(TABLE, name), (LIST_SET, set)]);
             let elements = self.dump(GET_ELEMENTS, &request, decode_elements)?;
-            let read = Rc::new(Set { elements: elements_of(elements.into_iter().flatten(), shape) });
+            let read = Rc::new(elements_of(elements.into_iter().flatten(), shape));
             known.insert(set.to_owned(), read.clone());
             Ok(read)
         };
@@ -189,12 +190,7 @@ impl Nftables {
 fn request(family: u8, names: &[(u16, &str)]) -> Vec<u8> {
     let mut bytes = vec![family, 0, 0, 0];
     for (kind, name) in names {
-        let value = [name.as_bytes(), &[0]].concat();
-        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-        bytes.extend(length.to_ne_bytes());
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes.extend(attribute(*kind, &[name.as_bytes(), &[0]].concat()));
     }
     bytes
 }
@@ -237,7 +233,7 @@ fn decode_set(payload: &[u8]) -> io::Result<(String, SetShape)> {
         interval: flags & INTERVAL != 0 && flags & CONCATENATED == 0,
         concatenated: flags & CONCATENATED != 0,
         moving: flags & MOVING != 0,
-        key_bytes: set.number(SET_KEY_BYTES).map_or(0, |bytes| bytes as usize).min(expressions::KEY_MAX),
+        key_bytes: set.number(SET_KEY_BYTES).map_or(0, |bytes| bytes as usize).min(fields::KEY_MAX),
     };
     Ok((set.text(SET_NAME).ok_or_else(cut_off)?, shape))
 }
