@@ -1,5 +1,6 @@
 //! Answers: claims with their holders, jobs and verdicts, from the table and the look that was taken for the question.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
@@ -9,9 +10,9 @@ use super::ports::Entry;
 use super::{Engine, Question, Topic};
 use crate::judge::advice::advice;
 use crate::judge::leak::{Judgement, Watching};
-use crate::judge::owner::{self, Known, Place};
+use crate::judge::owner::{self, Known};
 use crate::kernel::Unreadable;
-use crate::kernel::look::{ContainerPlace, Findings};
+use crate::kernel::look::Findings;
 use crate::model::answer::{Answer, AnswerSource, Looked, SCHEMA};
 use crate::model::claim::{Binder, Claim, Owner, OwnerType, Peer, SocketRef, Verdict};
 use crate::model::job::{Job, JobKey};
@@ -50,6 +51,17 @@ impl Unanswerable {
 /// How many TCP listeners there are on the same address and port of one namespace.
 type Twins = HashMap<(u64, IpAddr, u16), usize>;
 
+/// What all claims of an answer are made from.
+struct About<'a> {
+    findings: &'a Findings,
+    /// How far the wall clock was set since the engine's began.
+    step: SignedDuration,
+    twins: Twins,
+    known: Known<'a>,
+    /// Made once, where a claim leads to a container.
+    jobs_of_containers: OnceCell<HashMap<&'a str, &'a JobKey>>,
+}
+
 impl Engine {
     /// Answers a question from a look that was planned for it and has been told to the engine.
     /// Errors: the namespace asked for does not exist.
@@ -65,18 +77,23 @@ impl Engine {
             .filter(|socket| question.concerns(socket))
             .filter_map(|socket| self.ports.get(&socket.key))
             .collect();
-        let twins = twins(&entries);
-        let known = known(findings);
+        let about = About {
+            findings,
+            step,
+            twins: twins(&entries),
+            known: Known { containers: &findings.containers, places: &findings.places },
+            jobs_of_containers: OnceCell::new(),
+        };
         let incomplete = self.incomplete(findings, &entries);
         let mut claims: Vec<Claim> = entries
             .into_iter()
-            .map(|entry| self.claim(entry, findings, &twins, &known, step))
+            .map(|entry| self.claim(entry, &about))
             .filter(|claim| question.topic != Topic::Leaks || claim.verdict == Verdict::Leaked)
             .collect();
         let looked_at: HashSet<NetnsKey> = findings.namespaces.iter().map(|netns| netns.key).collect();
         let nat = self.nat.claims(|netns| looked_at.contains(&netns));
         let nat = nat.filter(|(_, claim)| question.concerns_nat(claim));
-        claims.extend(nat.map(|(netns, claim)| self.nat_claim(claim, netns, &known, findings)));
+        claims.extend(nat.map(|(netns, claim)| self.nat_claim(claim, netns, &about)));
         claims.sort_by_key(order);
         let mut advice = if question.target().is_some() { advice(&claims) } else { Vec::new() };
         if !incomplete.is_empty() && claims.is_empty() && question.target().is_some() {
@@ -110,15 +127,8 @@ impl Engine {
         })
     }
 
-    fn claim(
-        &self,
-        entry: &Entry,
-        findings: &Findings,
-        twins: &Twins,
-        known: &Known<'_>,
-        step: SignedDuration,
-    ) -> Claim {
-        let socket = &entry.socket;
+    fn claim<'a>(&'a self, entry: &Entry, about: &About<'a>) -> Claim {
+        let (socket, findings, step) = (&entry.socket, about.findings, about.step);
         let judgement = self.judgement(entry, findings.taken_at);
         let holders = self.holders(entry, findings, step);
         let Judgement { verdict, reason, job } = judgement;
@@ -135,7 +145,7 @@ impl Engine {
             reuseport: socket
                 .options
                 .map(|options| options.reuseport)
-                .or_else(|| twins.get(&twin_key(socket)).filter(|count| **count > 1).map(|_| true)),
+                .or_else(|| about.twins.get(&twin_key(socket)).filter(|count| **count > 1).map(|_| true)),
             state: state(socket),
             peer: socket.peer.map(|(address, port)| Peer { address, port }),
             expires_ms: socket.expires_ms,
@@ -157,10 +167,8 @@ impl Engine {
             reason,
             nat: None,
         };
-        claim.owner = owner::of_socket(&claim, known, socket.inode == 0);
-        let of_container =
-            claim.owner.container.as_deref().and_then(|id| self.processes.job_of_container(id));
-        claim.job = claim.job.or_else(|| self.job(of_container, step));
+        claim.owner = owner::of_socket(&claim, &about.known, socket.inode == 0);
+        claim.job = claim.job.or_else(|| self.job(self.job_of_container(&claim.owner, about), step));
         claim
     }
 
@@ -173,29 +181,31 @@ impl Engine {
     }
 
     /// What a rule takes, without a socket. Its verdict is that of the listener behind it.
-    fn nat_claim(&self, claim: &NatClaim, netns: NetnsKey, known: &Known<'_>, findings: &Findings) -> Claim {
-        let step = self.clock.step();
+    fn nat_claim<'a>(&'a self, claim: &NatClaim, netns: NetnsKey, about: &About<'a>) -> Claim {
         let mut shown = of_rule(claim, self.ports.netns(netns));
-        shown.owner = owner::of_rule(&shown, &claim.nat, known);
+        shown.owner = owner::of_rule(&shown, &claim.nat, &about.known);
         let port = claim.nat.to_port.unwrap_or(shown.port);
-        let behind = owner::netns_behind(&claim.nat, known).and_then(|inode| {
+        let behind = owner::netns_behind(&claim.nat, &about.known).and_then(|inode| {
             self.ports.entries().find(|entry| {
                 let socket = &entry.socket;
                 let there = (socket.key.netns.inode, socket.protocol, socket.port);
                 there == (inode, claim.protocol, port) && socket.kind() == ClaimKind::Listener
             })
         });
-        let of_container =
-            shown.owner.container.as_deref().and_then(|id| self.processes.job_of_container(id));
-        match behind {
-            Some(entry) => {
-                let Judgement { verdict, reason, job } = self.judgement(entry, findings.taken_at);
-                shown.job = self.job(job.as_ref().or(of_container), step);
-                (shown.verdict, shown.reason) = (verdict, format!("the listener behind it: {reason}"));
-            }
-            None => shown.job = self.job(of_container, step),
+        let judged = behind.map(|entry| self.judgement(entry, about.findings.taken_at));
+        let of_listener = judged.as_ref().and_then(|judgement| judgement.job.as_ref());
+        let job = of_listener.or_else(|| self.job_of_container(&shown.owner, about));
+        shown.job = self.job(job, about.step);
+        if let Some(Judgement { verdict, reason, .. }) = judged {
+            (shown.verdict, shown.reason) = (verdict, format!("the listener behind it: {reason}"));
         }
         shown
+    }
+
+    /// The job that the container behind a claim was started for.
+    fn job_of_container<'a>(&'a self, owner: &Owner, about: &About<'a>) -> Option<&'a JobKey> {
+        let id = owner.container.as_deref()?;
+        about.jobs_of_containers.get_or_init(|| self.processes.jobs_of_containers()).get(id).copied()
     }
 
     /// The jobs that share its port silently.
@@ -242,20 +252,6 @@ impl Engine {
         holders.sort_by_key(|holder| (holder.pid == 1, holder.start_time, holder.pid));
         holders
     }
-}
-
-/// What the look knows of containers.
-fn known(findings: &Findings) -> Known<'_> {
-    fn place(place: &ContainerPlace) -> Place<'_> {
-        Place {
-            netns: place.netns,
-            addresses: &place.addresses,
-            container: &place.container,
-            pids: &place.pids,
-            mounts: &place.mounts,
-        }
-    }
-    Known { containers: &findings.containers, places: findings.places.iter().map(place).collect() }
 }
 
 fn of_rule(claim: &NatClaim, netns: Netns) -> Claim {

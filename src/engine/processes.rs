@@ -296,13 +296,8 @@ impl ProcessTable {
         }
     }
 
-    /// The job that a container was started for.
-    pub(super) fn job_of_container(&self, id: &str) -> Option<&JobKey> {
-        self.jobs_of_containers().remove(id)
-    }
-
     /// A container whose first process is a job's was started for that job; processes put into it later belong to it.
-    fn jobs_of_containers(&self) -> HashMap<&str, &JobKey> {
+    pub(super) fn jobs_of_containers(&self) -> HashMap<&str, &JobKey> {
         let mut first: HashMap<&str, &Record> = HashMap::new();
         for record in self.records.values() {
             let Some(container) = record.container.as_deref() else { continue };

@@ -4,7 +4,7 @@
 //! narrowed on the way down, what was decided for all of it is left out after, and what remains at a rule that sends is a claim.
 //! Where something is not understood the claim is still made: a port that may be taken is not called free.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -243,8 +243,8 @@ fn covers(one: &Traffic, other: &Traffic) -> bool {
     one.four.covers(&other.four) && one.six.covers(&other.six)
 }
 
-/// What makes two claims the same: a service has several servers, and a rule may stand in two hooks.
-type Key = (RangeInclusive<u16>, Protocol, Place, &'static str, Option<String>);
+/// What makes two claims the same: a service has several servers, and a rule may stand in two hooks. In the order of answers.
+type Key = (u16, u16, Protocol, Place, &'static str, Option<String>);
 
 /// An address, and whether it leaves out IPv4.
 type Place = (IpAddr, Option<bool>);
@@ -262,67 +262,62 @@ fn is_wide(set: &RangeSet, wide: u128) -> bool {
 }
 
 fn merge(found: Vec<Found>, local: &Local) -> Vec<NatClaim> {
-    let mut places: HashMap<Key, usize> = HashMap::new();
-    let mut claims: Vec<(NatClaim, BTreeSet<Hook>)> = Vec::new();
+    let mut claims: BTreeMap<Key, NatClaim> = BTreeMap::new();
     for mut found in found {
         if !local.is_within(&found.traffic) {
             found.traffic.share = Share::Some;
         }
+        let takes = |protocol: &Protocol| found.traffic.protocols.contains(protocol.number().into());
+        let protocols: Vec<Protocol> = Protocol::ALL.into_iter().filter(takes).collect();
         for place in places_of(&found.traffic, local) {
             for ports in found.traffic.ports.ranges().filter_map(|range| ports(&range)) {
-                for protocol in Protocol::ALL {
-                    if !found.traffic.protocols.contains(protocol.number().into()) {
-                        continue;
-                    }
-                    let key = (ports.clone(), protocol, place, found.backend, found.comment.clone());
-                    if let Some(claim) = places.get(&key).and_then(|n| claims.get_mut(*n)) {
-                        claim.1.insert(found.hook);
-                        claim.0.nat.conditional &= found.traffic.share == Share::Some;
-                        let nat = &mut claim.0.nat;
-                        let to = NatTarget { address: found.to.address, port: found.to.port };
-                        let first = NatTarget { address: nat.to_address, port: nat.to_port };
-                        if to != first && !nat.others.contains(&to) {
-                            nat.others.push(to);
-                        }
-                        continue;
-                    }
-                    places.insert(key, claims.len());
+                for protocol in &protocols {
+                    let key = (
+                        *ports.start(),
+                        *ports.end(),
+                        *protocol,
+                        place,
+                        found.backend,
+                        found.comment.clone(),
+                    );
                     claims
-                        .push((claim(&found, protocol, place, ports.clone()), BTreeSet::from([found.hook])));
+                        .entry(key)
+                        .and_modify(|claim| found.join(&mut claim.nat))
+                        .or_insert_with(|| found.claim(*protocol, place, ports.clone()));
                 }
             }
         }
     }
-    let mut claims: Vec<NatClaim> = claims
-        .into_iter()
-        .map(|(mut claim, hooks)| {
-            claim.nat.local_only = !hooks.contains(&Hook::Prerouting);
-            claim
-        })
-        .collect();
-    claims.sort_by_key(|claim| (*claim.ports.start(), *claim.ports.end(), claim.protocol, claim.address));
-    claims
+    claims.into_values().collect()
 }
 
-fn claim(
-    found: &Found,
-    protocol: Protocol,
-    (address, v6only): Place,
-    ports: RangeInclusive<u16>,
-) -> NatClaim {
-    let nat = Nat {
-        backend: found.backend.to_owned(),
-        table: found.table.clone(),
-        chain: found.chain.clone(),
-        to_address: found.to.address,
-        to_port: found.to.port,
-        comment: found.comment.clone(),
-        last_port: (ports.start() != ports.end()).then_some(*ports.end()),
-        conditional: found.traffic.share == Share::Some,
-        local_only: false,
-        others: Vec::new(),
-    };
-    NatClaim { protocol, address, v6only, ports, nat }
+impl Found {
+    fn claim(&self, protocol: Protocol, (address, v6only): Place, ports: RangeInclusive<u16>) -> NatClaim {
+        let nat = Nat {
+            backend: self.backend.to_owned(),
+            table: self.table.clone(),
+            chain: self.chain.clone(),
+            to_address: self.to.address,
+            to_port: self.to.port,
+            comment: self.comment.clone(),
+            last_port: (ports.start() != ports.end()).then_some(*ports.end()),
+            conditional: self.traffic.share == Share::Some,
+            local_only: self.hook == Hook::Output,
+            others: Vec::new(),
+        };
+        NatClaim { protocol, address, v6only, ports, nat }
+    }
+
+    /// Makes a claim this one's too.
+    fn join(&self, nat: &mut Nat) {
+        nat.conditional &= self.traffic.share == Share::Some;
+        nat.local_only &= self.hook == Hook::Output;
+        let to = NatTarget { address: self.to.address, port: self.to.port };
+        let first = NatTarget { address: nat.to_address, port: nat.to_port };
+        if to != first && !nat.others.contains(&to) {
+            nat.others.push(to);
+        }
+    }
 }
 
 fn ports(range: &RangeInclusive<u128>) -> Option<RangeInclusive<u16>> {

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use crate::model::claim::{Claim, Nat, Owner, OwnerType};
-use crate::model::container::Container;
+use crate::model::container::{Container, Place, Proxy};
 use crate::model::process::Holder;
 use crate::model::socket::Protocol;
 
@@ -14,27 +14,12 @@ use crate::model::socket::Protocol;
 pub const SHORT_ID_CHARS: usize = 12;
 
 /// What is known of the containers of this host.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Known<'a> {
     /// As their engines list them.
     pub containers: &'a [Container],
     /// Addresses of network namespaces, with the container that lives there.
-    pub places: Vec<Place<'a>>,
-}
-
-/// A network namespace in which a container lives.
-#[derive(Debug, Clone)]
-pub struct Place<'a> {
-    /// Inode of the namespace.
-    pub netns: u64,
-    /// Its addresses.
-    pub addresses: &'a [IpAddr],
-    /// Id of the container.
-    pub container: &'a str,
-    /// Processes in it, some.
-    pub pids: &'a [u32],
-    /// Where it is mounted, as far as known.
-    pub mounts: &'a [String],
+    pub places: &'a [Place],
 }
 
 /// Whose a socket is. `kernel` says that no file refers to it.
@@ -77,16 +62,16 @@ pub fn netns_behind(nat: &Nat, known: &Known<'_>) -> Option<u64> {
     known.only(|place| place.addresses.contains(&address)).map(|place| place.netns)
 }
 
-impl<'a> Known<'a> {
+impl Known<'_> {
     /// A container by its whole id, or the beginning of it.
     fn by_id(&self, id: &str) -> Option<String> {
         let listed = self.containers.iter().map(|container| container.id.as_str());
-        let living = self.places.iter().map(|place| place.container);
+        let living = self.places.iter().map(|place| place.container.as_str());
         listed.chain(living).find(|known| known.starts_with(id)).map(str::to_owned)
     }
 
     /// The one place of which this is true; two networks may give an address twice.
-    fn only(&self, is_it: impl Fn(&Place<'a>) -> bool) -> Option<&Place<'a>> {
+    fn only(&self, is_it: impl Fn(&Place) -> bool) -> Option<&Place> {
         let mut found = self.places.iter().filter(|place| is_it(place));
         let first = found.next()?;
         found.all(|other| other.container == first.container).then_some(first)
@@ -99,7 +84,7 @@ impl<'a> Known<'a> {
             (Some(container), None) => Some(container.id.clone()),
             (Some(_), Some(_)) => None,
             (None, _) => {
-                self.only(|place| place.addresses.contains(&address)).map(|place| place.container.to_owned())
+                self.only(|place| place.addresses.contains(&address)).map(|place| place.container.clone())
             }
         }
     }
@@ -165,18 +150,14 @@ fn is_id(text: &str) -> bool {
 /// The container for which a process holds a port.
 fn behind_proxy(holder: &Holder, claim: &Claim, known: &Known<'_>) -> Option<String> {
     let arguments = holder.cmdline.as_deref().unwrap_or_default();
-    match holder.comm.as_deref()? {
-        "docker-proxy" => value_of(arguments, "-container-ip")
-            .and_then(|address| known.at(address.parse().ok()?))
-            .or_else(|| known.publishing(claim.protocol, claim.address, claim.port)),
-        // It binds what it publishes by rules, so that nobody else does.
-        "dockerd" | "rootlessport" | "rootlessport-child" | "rootlesskit" | "exe" => {
-            known.publishing(claim.protocol, claim.address, claim.port)
+    let told = match Proxy::named(holder.comm.as_deref()?)? {
+        Proxy::Docker => {
+            value_of(arguments, "-container-ip").and_then(|address| known.at(address.parse().ok()?))
         }
-        "pasta" | "pasta.avx2" | "passt" | "slirp4netns" => behind_user_network(arguments, known)
-            .or_else(|| known.publishing(claim.protocol, claim.address, claim.port)),
-        _ => None,
-    }
+        Proxy::Publisher => None,
+        Proxy::UserNetwork => behind_user_network(arguments, known),
+    };
+    told.or_else(|| known.publishing(claim.protocol, claim.address, claim.port))
 }
 
 /// pasta(1) and slirp4netns(1) are told the namespace that they serve: by a process in it, or by a path.
@@ -189,7 +170,7 @@ fn behind_user_network(arguments: &[String], known: &Known<'_>) -> Option<String
                 || (argument.starts_with('/') && place.mounts.iter().any(|mount| mount == argument))
         })
     });
-    place.map(|place| place.container.to_owned())
+    place.map(|place| place.container.clone())
 }
 
 fn value_of<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
@@ -254,7 +235,7 @@ mod tests {
     #[test]
     fn containers_are_found_by_id_by_address_and_by_what_they_publish() {
         let listed = listed();
-        let known = Known { containers: &listed, places: Vec::new() };
+        let known = Known { containers: &listed, places: &[] };
         let by_id = of_rule(&claim(), &nat("CNI-DN-1", &format!("dnat name: \"cbr0\" id: \"{ID}\"")), &known);
         assert_eq!(named(&by_id), (OwnerType::Container, Some("web")));
         let docker = of_rule(&claim(), &nat("DOCKER", ""), &known);
@@ -264,13 +245,18 @@ mod tests {
         );
         let elsewhere = Nat { to_address: None, ..nat("DOCKER", "") };
         assert_eq!(named(&of_rule(&claim(), &elsewhere, &known)).1, Some("web"), "it publishes 8081");
-        let own = [IpAddr::from([172, 17, 0, 2])];
-        let place = Place { netns: 7, addresses: &own, container: ID, pids: &[5], mounts: &[] };
-        let silent = Known { containers: &[], places: vec![place.clone()] };
+        let place = Place {
+            netns: 7,
+            addresses: vec![[172, 17, 0, 2].into()],
+            container: ID.to_owned(),
+            pids: vec![5],
+            mounts: Vec::new(),
+        };
+        let silent = Known { containers: &[], places: std::slice::from_ref(&place) };
         assert_eq!(named(&of_rule(&claim(), &nat("DOCKER", ""), &silent)).1, Some("6af1a2b3c4d5"));
         assert_eq!(netns_behind(&nat("DOCKER", ""), &silent), Some(7));
-        let twice =
-            Known { containers: &[], places: vec![place.clone(), Place { container: "0f", ..place }] };
+        let places = [place.clone(), Place { container: "0f".to_owned(), ..place }];
+        let twice = Known { containers: &[], places: &places };
         assert_eq!(
             named(&of_rule(&claim(), &nat("DOCKER", ""), &twice)),
             (OwnerType::Unknown, None),
@@ -281,11 +267,14 @@ mod tests {
     #[test]
     fn behind_a_proxy_there_is_a_container() {
         let listed = listed();
-        let own = [IpAddr::from([10, 0, 2, 100])];
-        let mounts = ["/run/user/1/netns/netns-1".to_owned()];
-        let place =
-            Place { netns: 7, addresses: &own, container: "0badcafe0badcafe", pids: &[55], mounts: &mounts };
-        let known = Known { containers: &listed, places: vec![place] };
+        let places = [Place {
+            netns: 7,
+            addresses: vec![[10, 0, 2, 100].into()],
+            container: "0badcafe0badcafe".to_owned(),
+            pids: vec![55],
+            mounts: vec!["/run/user/1/netns/netns-1".to_owned()],
+        }];
+        let known = Known { containers: &listed, places: &places };
         let by = |comm: &str, port: u16, arguments: &[&str]| {
             let cmdline = Some(arguments.iter().map(|argument| (*argument).to_owned()).collect());
             let proxy = Claim { port, holders: vec![Holder { cmdline, ..holder(9, comm) }], ..claim() };

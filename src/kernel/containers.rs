@@ -1,8 +1,9 @@
-//! Names of containers, from the engine that runs them: the list of Docker's API (`GET /containers/json`), which Podman serves too.
+//! Containers. Their names come from the engine that runs them: the list of Docker's API (`GET /containers/json`), which Podman
+//! serves too.
 //!
-//! Asked only where a claim leads to a container, never needed, and never waited for: an engine that hangs is left alone for a while.
+//! It is asked only where a claim leads to a container, never needed, and never waited for: an engine that hangs is left alone for a while.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,9 +12,13 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer};
 
-use super::unix_http;
-use crate::model::container::{Container, Published};
+use super::mounts::NetnsMount;
+use super::netns::{self, Inhabitants, NetnsEntry};
+use super::{process, surroundings, unix_http};
+use crate::model::container::{Container, Place, Published};
+use crate::model::netns::NetnsKey;
 use crate::model::socket::Protocol;
+use crate::model::surroundings::LocalAddress;
 
 /// An engine that answers takes milliseconds.
 const TIMEOUT: Duration = Duration::from_millis(250);
@@ -81,6 +86,33 @@ impl Engines {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Asked>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Which containers live in these namespaces, and at which addresses. A container without a process is not found.
+pub fn places(mut entries: Vec<NetnsEntry>, inhabitants: &Inhabitants, mounts: &[NetnsMount]) -> Vec<Place> {
+    let inhabited = |entry: &NetnsEntry| {
+        let pids = inhabitants.get(&entry.key.inode)?;
+        Some((pids.clone(), pids.iter().find_map(|pid| process::container(*pid))?))
+    };
+    let homes: HashMap<NetnsKey, (Vec<u32>, String)> =
+        entries.iter().filter_map(|entry| Some((entry.key, inhabited(entry)?))).collect();
+    entries.retain(|entry| homes.contains_key(&entry.key));
+    // One that cannot be entered is a gap of the look that this belongs to.
+    let (found, _) = netns::visit(&entries, |_| surroundings::addresses());
+    let place = |(key, addresses): (NetnsKey, Vec<LocalAddress>)| {
+        let (pids, container) = homes.get(&key)?.clone();
+        let mounted = mounts.iter().filter(|mount| mount.inode == key.inode);
+        // Every namespace has those of loopback.
+        let addresses = addresses.iter().map(|local| local.address).filter(|own| !own.is_loopback());
+        Some(Place {
+            netns: key.inode,
+            addresses: addresses.collect(),
+            container,
+            pids,
+            mounts: mounted.map(|mount| mount.mount_point.display().to_string()).collect(),
+        })
+    };
+    found.into_iter().filter_map(place).collect()
 }
 
 /// No engine, or one that does not talk to us: nothing that has to be said in every answer.

@@ -17,13 +17,13 @@ use super::nat::Makers;
 use super::netns::{self, Inhabitants, NetnsEntry};
 use super::process::{self, Glance, Reader};
 use super::sock_diag::{self, Depth, DiagQuery};
-use super::{Gap, Unreadable, links, surroundings};
-use crate::model::container::Container;
+use super::{Gap, Unreadable, containers, links, surroundings};
+use crate::model::container::{Container, Place, Proxy};
 use crate::model::nat::Table;
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::{Holder, Process};
 use crate::model::socket::{ClaimKind, Socket, SocketKey};
-use crate::model::surroundings::{LocalAddress, Surroundings};
+use crate::model::surroundings::Surroundings;
 use crate::model::target::Target;
 
 /// Whether to read the descriptors of every process of the host.
@@ -145,35 +145,6 @@ pub struct NatFound {
     pub addresses: Option<Vec<IpAddr>>,
 }
 
-/// A network namespace in which a container lives.
-#[derive(Debug, Clone)]
-pub struct ContainerPlace {
-    /// Inode of the namespace.
-    pub netns: u64,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// Id of the container.
-    pub container: String,
-    /// Processes in it, some.
-    pub pids: Vec<u32>,
-    /// Where it is mounted, as far as known.
-    pub mounts: Vec<String>,
-}
-
-/// Programs that hold a port for a container.
-const PROXIES: &[&str] = &[
-    "docker-proxy",
-    "dockerd",
-    "rootlessport",
-    "rootlessport-child",
-    "rootlesskit",
-    "exe",
-    "pasta",
-    "pasta.avx2",
-    "passt",
-    "slirp4netns",
-];
-
 /// What a look saw.
 #[derive(Debug, Clone)]
 pub struct Findings {
@@ -206,7 +177,7 @@ pub struct Findings {
     /// Containers as their engines list them, where a claim leads to one.
     pub containers: Vec<Container>,
     /// Where containers live, where a claim leads to an address.
-    pub places: Vec<ContainerPlace>,
+    pub places: Vec<Place>,
     /// What could not be seen.
     pub gaps: Vec<Gap>,
 }
@@ -436,11 +407,10 @@ impl Look<'_> {
     }
 
     /// The containers that claims may lead to, and where those live that an address leads to.
-    fn containers(&mut self, holders: &[&Holder]) -> (Vec<Container>, Vec<ContainerPlace>) {
-        let is_proxy = |holder: &&&Holder| holder.comm.as_deref().is_some_and(|comm| PROXIES.contains(&comm));
+    fn containers(&mut self, holders: &[&Holder]) -> (Vec<Container>, Vec<Place>) {
+        let is_proxy = |holder: &&Holder| holder.comm.as_deref().and_then(Proxy::named).is_some();
         let has_rules = |netns: &NetnsFound| netns.nat.as_ref().is_some_and(|nat| !nat.tables.is_empty());
-        let leads_on =
-            holders.iter().any(|holder| is_proxy(&holder)) || self.namespaces.iter().any(has_rules);
+        let leads_on = holders.iter().any(is_proxy) || self.namespaces.iter().any(has_rules);
         if !self.plan.owners || !(leads_on || holders.iter().any(|holder| holder.container.is_some())) {
             return (Vec::new(), Vec::new());
         }
@@ -449,36 +419,11 @@ impl Look<'_> {
         (containers, if leads_on { self.places() } else { Vec::new() })
     }
 
-    fn places(&self) -> Vec<ContainerPlace> {
+    fn places(&self) -> Vec<Place> {
         let asked = self.inhabitants.is_empty().then(|| inhabitants(&mut Vec::new()));
         let inhabitants = asked.as_ref().unwrap_or(&self.inhabitants);
         let entries = netns::merge(self.own, inhabitants, &self.mounts, &self.plan.netns_descriptors);
-        let inhabited = |entry: &NetnsEntry| {
-            let pids = inhabitants.get(&entry.key.inode)?;
-            Some((pids.clone(), pids.iter().find_map(|pid| process::container(*pid))?))
-        };
-        let homes: HashMap<NetnsKey, (Vec<u32>, String)> =
-            entries.iter().filter_map(|entry| Some((entry.key, inhabited(entry)?))).collect();
-        let entries: Vec<NetnsEntry> =
-            entries.into_iter().filter(|entry| homes.contains_key(&entry.key)).collect();
-        let (found, _) = netns::visit(&entries, |_| surroundings::addresses());
-        let place = |(key, addresses): (NetnsKey, Vec<LocalAddress>)| {
-            let (pids, container) = homes.get(&key)?.clone();
-            let mounted = self.mounts.iter().filter(|mount| mount.inode == key.inode);
-            Some(ContainerPlace {
-                netns: key.inode,
-                // Every namespace has these.
-                addresses: addresses
-                    .iter()
-                    .map(|local| local.address)
-                    .filter(|own| !own.is_loopback())
-                    .collect(),
-                container,
-                pids,
-                mounts: mounted.map(|mount| mount.mount_point.display().to_string()).collect(),
-            })
-        };
-        found.into_iter().filter_map(place).collect()
+        containers::places(entries, inhabitants, &self.mounts)
     }
 
     fn finish(mut self, taken_at: Timestamp, found: Holders) -> Findings {

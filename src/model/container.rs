@@ -1,4 +1,4 @@
-//! A container as its engine lists it.
+//! Containers: as their engine lists them, where they live, and which programs hold ports for them.
 
 use std::net::IpAddr;
 
@@ -30,4 +30,45 @@ pub struct Published {
     pub address: Option<IpAddr>,
     /// Port of the host.
     pub port: u16,
+}
+
+/// A network namespace in which a container lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Inode of the namespace.
+    pub netns: u64,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Id of the container.
+    pub container: String,
+    /// Processes in it, some.
+    pub pids: Vec<u32>,
+    /// Where it is mounted, as far as known.
+    pub mounts: Vec<String>,
+}
+
+/// A program that holds a port for a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proxy {
+    /// docker-proxy: its arguments name the container's address.
+    Docker,
+    /// An engine, or its helper, that binds what it publishes by other means, so that nobody else does.
+    Publisher,
+    /// A network stack for one namespace, which its arguments name: pasta(1), slirp4netns(1).
+    UserNetwork,
+}
+
+impl Proxy {
+    /// The proxy of this name (`comm`).
+    pub fn named(comm: &str) -> Option<Proxy> {
+        match comm {
+            "docker-proxy" => Some(Proxy::Docker),
+            // rootlesskit's child runs as /proc/self/exe.
+            "dockerd" | "rootlessport" | "rootlessport-child" | "rootlesskit" | "exe" => {
+                Some(Proxy::Publisher)
+            }
+            "pasta" | "pasta.avx2" | "passt" | "slirp4netns" => Some(Proxy::UserNetwork),
+            _ => None,
+        }
+    }
 }
