@@ -329,6 +329,37 @@ fn children_that_inherit_a_socket_are_holders_in_the_next_answer() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_child_that_inherits_a_socket_under_another_number_is_a_holder_in_the_next_answer() {
+    let daemon = Daemon::start("");
+    let directory = open_directory();
+    let go = directory.path().join("go");
+    let child = holder();
+    let mut command = Command::new(holder());
+    command.args([
+        "parent",
+        "tcp:127.0.0.1:0",
+        "say",
+        &format!("wait:{}", go.display()),
+        "dup-inherit",
+        "--",
+    ]);
+    let mut tree = Tree::start(command.arg(child).arg("child"), &["parent"]);
+    let parent = tree.get("parent").clone();
+    let holders = || holders(&daemon.who_holds(parent.port())["claims"][0]);
+    assert_eq!(holders(), [parent.pid]);
+    std::fs::write(&go, "").unwrap();
+    while tree.hear() != "child" {}
+    let child = tree.get("child").pid;
+    let mut both = [parent.pid, child];
+    both.sort_unstable();
+    assert_eq!(holders(), both);
+    parent.kill();
+    eventually("the parent is gone", || (!parent.is_alive()).then_some(()));
+    assert_eq!(holders(), [child], "the heir still holds it");
+}
+
+#[test]
+#[ignore = "needs root"]
 fn since_is_when_the_agent_saw_it_appear() {
     let daemon = Daemon::start("");
     let before = daemon.who_holds(1)["as_of"].as_str().unwrap().to_owned();

@@ -162,7 +162,7 @@ async fn reload(agent: &Agent, old: Settings, config: Option<&Path>) -> Settings
             tracing::info!("configuration reloaded");
             if needs_restart {
                 tracing::warn!(
-                    "[control], [metrics], watch.events and [[jobs.custom]] variables take effect at the next start"
+                    "[control], [metrics], [containers], watch.events and [[jobs.custom]] variables take effect at the next start"
                 );
             }
             new
@@ -180,8 +180,8 @@ async fn reload(agent: &Agent, old: Settings, config: Option<&Path>) -> Settings
 }
 
 fn restart_only(settings: &Settings) -> Settings {
-    let Settings { socket, socket_mode, listen, max_series, events, custom, .. } = settings.clone();
-    Settings { socket, socket_mode, listen, max_series, events, custom, ..Settings::default() }
+    let Settings { socket, socket_mode, listen, max_series, engines, events, custom, .. } = settings.clone();
+    Settings { socket, socket_mode, listen, max_series, engines, events, custom, ..Settings::default() }
 }
 
 /// Serves metrics and health. Where the port is taken the agent says by whom, and tries again: it must not fall over its

@@ -7,7 +7,7 @@ use super::Engine;
 use super::ports::Entry;
 use crate::judge::leak::Watching;
 use crate::kernel::descriptors::Descriptor;
-use crate::kernel::look::{Describe, Everywhere, Plan, Search, WhenFree};
+use crate::kernel::look::{Candidates, Describe, Everywhere, Plan, Search, WhenFree};
 use crate::kernel::sock_diag::{Depth, DiagQuery};
 use crate::model::answer::Query;
 use crate::model::claim::Verdict;
@@ -162,8 +162,8 @@ impl Engine {
         }
     }
 
-    /// Who had each socket open, and whoever descends from them: one readlink each tells who still has.
-    fn candidates(&self, wanted: impl Fn(&Entry) -> bool) -> HashMap<SocketKey, Vec<Descriptor>> {
+    /// Who had each socket open, and whoever descends from them.
+    fn candidates(&self, wanted: impl Fn(&Entry) -> bool) -> HashMap<SocketKey, Candidates> {
         self.ports
             .entries()
             .filter(|entry| !entry.holders.is_empty() && wanted(entry))
@@ -172,7 +172,11 @@ impl Engine {
                     let descendants = self.processes.descendants(held.pid);
                     descendants.into_iter().map(|pid| Descriptor { pid, fd: held.fd })
                 });
-                (entry.socket.key, heirs.collect::<BTreeSet<_>>().into_iter().collect())
+                let holding: HashSet<u32> = entry.holders.iter().map(|held| held.pid).collect();
+                let heirs: BTreeSet<Descriptor> = heirs.filter(|heir| !holding.contains(&heir.pid)).collect();
+                let candidates =
+                    Candidates { holders: entry.holders.clone(), heirs: heirs.into_iter().collect() };
+                (entry.socket.key, candidates)
             })
             .collect()
     }

@@ -3,7 +3,7 @@
 //! The one-shot verbs take one look; the daemon takes one at every interval and one for every question. What to look
 //! for is a [`Plan`] made of values, what was seen is [`Findings`]: the engine knows nothing of how.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -52,8 +52,8 @@ pub enum WhenFree {
 pub struct Search {
     /// Sockets whose holders are known and need no look.
     pub settled: HashSet<SocketKey>,
-    /// Descriptors that held, or may have inherited, a socket: one readlink each tells.
-    pub candidates: HashMap<SocketKey, Vec<Descriptor>>,
+    /// Who may have each socket open.
+    pub candidates: HashMap<SocketKey, Candidates>,
     /// Processes to read first, the most likely ones.
     pub first: Vec<u32>,
     /// Whether to read all.
@@ -79,6 +79,16 @@ impl Search {
             threads: descriptors::all_cores(),
         }
     }
+}
+
+/// Who may have a socket open: one readlink for each descriptor tells whether it still does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Candidates {
+    /// Those that had it, and those that were made by them since. One whose descriptor it is no more may have it under another
+    /// number, and is read whole.
+    pub holders: Vec<Descriptor>,
+    /// Descendants of those that had it, which were looked at before.
+    pub heirs: Vec<Descriptor>,
 }
 
 /// Of which sockets to describe the holders for people.
@@ -349,7 +359,7 @@ impl Look<'_> {
         let search = &self.plan.search;
         let mut wanted = self.wanted(found);
         if search.everywhere != Everywhere::Always {
-            verify(&search.candidates, &mut wanted, found);
+            self.verify(&mut wanted, found);
             if !wanted.is_empty() && !search.first.is_empty() {
                 let scan = self.scan(&search.first, &wanted);
                 take(scan, &mut wanted, found);
@@ -390,6 +400,35 @@ impl Look<'_> {
         for key in wanted.into_values() {
             found.by_socket.insert(key, Vec::new());
         }
+    }
+
+    /// Asks the candidates of each socket whether they still have it open.
+    fn verify(&self, wanted: &mut HashMap<u32, SocketKey>, found: &mut Holders) {
+        let mut verified: HashMap<u32, Vec<Descriptor>> = HashMap::new();
+        // Those to read whole.
+        let mut elsewhere: BTreeSet<u32> = BTreeSet::new();
+        for (inode, key) in &*wanted {
+            let Some(candidates) = self.plan.search.candidates.get(key) else { continue };
+            let has_it = |held: &&Descriptor| descriptors::refers_to(**held, *inode) == Ok(true);
+            let (holding, moved): (Vec<&Descriptor>, Vec<&Descriptor>) =
+                candidates.holders.iter().partition(has_it);
+            elsewhere.extend(moved.into_iter().map(|held| held.pid));
+            let heirs = candidates.heirs.iter().filter(has_it);
+            verified.insert(*inode, holding.into_iter().chain(heirs).copied().collect());
+        }
+        if !elsewhere.is_empty() {
+            let pids: Vec<u32> = elsewhere.into_iter().collect();
+            for (inode, holders) in self.scan(&pids, wanted).sockets {
+                let known = verified.entry(inode).or_default();
+                let others = holders.into_iter().filter(|held| known.iter().all(|one| one.pid != held.pid));
+                let others: Vec<Descriptor> = others.collect();
+                known.extend(others);
+            }
+        }
+        wanted.retain(|inode, key| {
+            let holders = verified.remove(inode).filter(|holders| !holders.is_empty());
+            holders.map(|holders| found.by_socket.insert(*key, holders)).is_none()
+        });
     }
 
     /// All processes: by the kernel's own walk where it was loaded, else by /proc.
@@ -494,28 +533,6 @@ fn netns_of_gap(gap: &Gap) -> Option<u64> {
         Gap::EnterNetns(inode, _) | Gap::ReadNetns(inode, _) => Some(*inode),
         _ => None,
     }
-}
-
-/// Asks each candidate descriptor whether it still refers to the socket.
-fn verify(
-    candidates: &HashMap<SocketKey, Vec<Descriptor>>,
-    wanted: &mut HashMap<u32, SocketKey>,
-    found: &mut Holders,
-) {
-    wanted.retain(|inode, key| {
-        let holders: Vec<Descriptor> = candidates
-            .get(key)
-            .into_iter()
-            .flatten()
-            .filter(|descriptor| descriptors::refers_to(**descriptor, *inode) == Ok(true))
-            .copied()
-            .collect();
-        let unresolved = holders.is_empty();
-        if !unresolved {
-            found.by_socket.insert(*key, holders);
-        }
-        unresolved
-    });
 }
 
 fn take(scan: Scan, wanted: &mut HashMap<u32, SocketKey>, found: &mut Holders) {

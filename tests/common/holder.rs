@@ -4,7 +4,7 @@
 //! the first port of this process, `LAST` the last one. Prints one line: `LABEL PID PORT… WORD…`, the words as below.
 //!
 //! Ports that are held: `tcp:ADDR`, `tcp-inherit:ADDR` (children inherit it), `udp:ADDR`, `bound:ADDR` (TCP, does not listen),
-//! `netns-tcp:ADDR` (in a namespace that nothing but a descriptor of this process keeps), `netns-twins:ADDR` (the same, and a
+//! `dup-inherit` (children inherit the last one held, under another number only), `netns-tcp:ADDR` (in a namespace that nothing but a descriptor of this process keeps), `netns-twins:ADDR` (the same, and a
 //! second bind there), `receive:PATH` (a descriptor sent to that Unix socket), `connect:ADDR`. `listen` and `shutdown` do so
 //! with the last one held.
 //!
@@ -61,6 +61,9 @@ use sockets::{Options, Protocol, Tried};
 
 /// Nobody waits longer for a file to appear.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A descriptor that no process here has by itself.
+const OTHER_NUMBER: i32 = 50;
 
 fn main() {
     let mut arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
@@ -123,6 +126,12 @@ impl Holder {
             "listen" => {
                 let tried = Tried(sockets::listen(self.held.last().expect("a socket to listen on")));
                 self.tried(&tried);
+            }
+            "dup-inherit" => {
+                let held = self.held.last().expect("a socket to give on");
+                let other = rustix::io::fcntl_dupfd_cloexec(held, OTHER_NUMBER).unwrap();
+                rustix::io::fcntl_setfd(&other, rustix::io::FdFlags::empty()).unwrap();
+                self.held.push(other);
             }
             "shutdown" => {
                 let socket = self.held.last().expect("a socket to shut down");
