@@ -408,3 +408,33 @@ fn waiting_for_a_port_ends_when_it_is_let_go_or_the_time_is_over() {
     assert_eq!(waiting.wait().unwrap().code(), Some(0));
     assert_eq!(run(alone().args(["wait-free", &target, "--timeout", "soon"])).0, 2);
 }
+
+#[test]
+#[ignore = "needs root"]
+fn a_reserved_port_is_said_to_be_reserved_and_not_to_be_held() {
+    let netns = NamedNetns::new("reserved");
+    let setting = "echo 18090-18100 > /proc/sys/net/ipv4/ip_local_reserved_ports";
+    assert!(netns.command("sh").args(["-c", setting]).status().unwrap().success());
+    let ask = |target: &str, netns: &str| json(alone().args(["who-holds", target, "--netns", netns]));
+    let (code, document) = ask("18095/tcp", &netns.0);
+    assert_eq!(code, 1, "nobody holds it: {document:#}");
+    let claim = &document["claims"][0];
+    assert_eq!((&claim["kind"], &claim["owner"]["type"]), (&"reserved".into(), &"kernel".into()));
+    assert!(claim["reason"].as_str().unwrap().contains("ip_local_reserved_ports"), "{claim:#}");
+    assert_eq!(ask("18095/tcp", "host").1["claims"], Value::Array(vec![]), "here it is not");
+    let (_, text, _) = run(alone().args(["who-holds", "18095", "--netns", &netns.0]));
+    assert!(text.contains("nobody holds it.") && text.matches("reserved in").count() == 1, "{text}");
+    let held = Tree::start(netns.command(holder()).args(["it", "tcp:0.0.0.0:18095"]), &["it"]);
+    let (code, document) = ask("18095/tcp", &netns.0);
+    assert_eq!((code, &document["claims"][0]["holders"][0]["pid"]), (0, &held.it().pid.into()));
+    assert_eq!(document["claims"][1]["kind"], "reserved");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_free_privileged_port_says_that_a_refusal_may_be_for_lack_of_rights() {
+    let netns = NamedNetns::new("privileged");
+    let (code, document) = json(alone().args(["who-holds", "80", "--netns", &netns.0]));
+    assert_eq!(code, 1, "{document:#}");
+    assert!(document["advice"][0].as_str().unwrap().contains("EACCES"), "{document:#}");
+}

@@ -14,7 +14,7 @@ pub(super) fn who_holds(target: &str, options: &Options) -> Result<u8, Failure> 
     let topic = Topic::Target(target.parse::<Target>().map_err(|error: TargetError| error.to_string())?);
     let answer = ask(&question(topic, options)?, Whom::DaemonOrMyself)?;
     print(&answer, options, |zone| report::story(&answer, target, zone))?;
-    Ok(if answer.claims.is_empty() { OTHERWISE } else { ANSWERED })
+    Ok(if answer.is_held() { ANSWERED } else { OTHERWISE })
 }
 
 /// Every held port.

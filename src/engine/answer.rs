@@ -8,9 +8,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::ports::Entry;
 use super::{Engine, Question, Topic};
-use crate::judge::advice::advice;
+use crate::judge::advice::advice as sentences;
 use crate::judge::leak::{Judgement, Watching};
 use crate::judge::owner::{self, Known};
+use crate::judge::setting;
 use crate::kernel::Unreadable;
 use crate::kernel::look::Findings;
 use crate::model::answer::{Answer, AnswerSource, Looked, SCHEMA};
@@ -47,6 +48,9 @@ impl Unanswerable {
         }
     }
 }
+
+const ASK_AS_ROOT: &str =
+    "Not everything could be seen: ask again as root before you believe that it is free.";
 
 /// How many TCP listeners there are on the same address and port of one namespace.
 type Twins = HashMap<(u64, IpAddr, u16), usize>;
@@ -95,14 +99,20 @@ impl Engine {
         let nat = nat.filter(|(_, claim)| question.concerns_nat(claim));
         claims.extend(nat.map(|(netns, claim)| self.nat_claim(claim, netns, &about)));
         claims.sort_by_key(order);
-        let mut advice = if question.target().is_some() { advice(&claims) } else { Vec::new() };
-        if !incomplete.is_empty() && claims.is_empty() && question.target().is_some() {
-            advice.push(
-                "Not everything could be seen: ask again as root before you believe that it is free."
-                    .to_owned(),
-            );
+        let here =
+            findings.namespaces.first().and_then(|netns| Some((netns.key, netns.surroundings.as_ref()?)));
+        let mut advice = Vec::new();
+        if let Some(target) = question.target() {
+            advice = sentences(&claims);
+            if claims.is_empty() {
+                advice.extend(here.into_iter().flat_map(|(_, here)| setting::when_free(target, here)));
+                advice.extend((!incomplete.is_empty()).then(|| ASK_AS_ROOT.to_owned()));
+            }
+            advice.extend(self.refused_lately(target, findings.taken_at));
         }
-        advice.extend(question.target().and_then(|target| self.refused_lately(target, findings.taken_at)));
+        if let (Topic::Target(target), Some((key, here))) = (&question.topic, here) {
+            claims.extend(setting::reserved(target, here, &self.ports.netns(key)));
+        }
         Ok(Answer {
             schema: SCHEMA,
             as_of: moved(findings.taken_at, step),
@@ -123,7 +133,7 @@ impl Engine {
             },
             claims,
             advice,
-            surroundings: findings.namespaces.first().and_then(|netns| netns.surroundings.clone()),
+            surroundings: here.map(|(_, here)| here.clone()),
         })
     }
 
@@ -255,31 +265,18 @@ impl Engine {
 }
 
 fn of_rule(claim: &NatClaim, netns: Netns) -> Claim {
+    let place = (claim.address, claim.v6only);
+    let reason = "a rule has no process".to_owned();
     Claim {
-        kind: ClaimKind::NatRule,
-        protocol: claim.protocol,
-        address: claim.address,
-        port: *claim.ports.start(),
-        v6only: claim.v6only,
-        interface: None,
-        ifindex: None,
-        reuseaddr: None,
-        reuseport: None,
-        state: "NAT".to_owned(),
-        peer: None,
-        expires_ms: None,
-        netns,
-        socket: None,
-        since: None,
-        binder: None,
-        holders: Vec::new(),
-        owner: Owner::new(OwnerType::Unknown, None),
-        job: None,
-        shared_with: Vec::new(),
-        test: None,
-        verdict: Verdict::Unattributed,
-        reason: "a rule has no process".to_owned(),
         nat: Some(claim.nat.clone()),
+        ..Claim::without_socket(
+            ClaimKind::NatRule,
+            claim.protocol,
+            place,
+            *claim.ports.start(),
+            netns,
+            reason,
+        )
     }
 }
 

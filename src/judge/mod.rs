@@ -11,4 +11,5 @@ pub mod leak;
 pub mod nat;
 pub mod overlap;
 pub mod owner;
+pub mod setting;
 pub mod sharing;

@@ -140,7 +140,7 @@ pub struct NetnsFound {
     pub shown: Netns,
     /// Its sockets, or `None` where they could not be read.
     pub sockets: Option<Vec<Socket>>,
-    /// What else a bind depends on, where that was asked.
+    /// What else a bind depends on, where that was asked: all of it, or the settings about ports.
     pub surroundings: Option<Surroundings>,
     /// Rules that send traffic elsewhere, where that was asked and could be read.
     pub nat: Option<NatFound>,
@@ -284,7 +284,7 @@ impl Look<'_> {
             }
             Ok(Visited {
                 sockets,
-                surroundings: self.plan.for_bind.then(surroundings::read),
+                surroundings: self.surroundings(entry),
                 nat: makers.map(|makers| self.nat(makers)),
             })
         });
@@ -311,6 +311,15 @@ impl Look<'_> {
             let (key, shown) = (entry.key, entry.shown.clone());
             self.namespaces.push(NetnsFound { key, shown, sockets, surroundings, nat });
         }
+    }
+
+    /// What is asked of the calling thread's namespace beside its sockets. Who asks about a port asks about one namespace's settings.
+    fn surroundings(&self, entry: &NetnsEntry) -> Option<Surroundings> {
+        let asked_about = entry.key == self.own || self.plan.only.is_some();
+        if self.plan.for_bind {
+            return Some(surroundings::read());
+        }
+        (self.plan.target.is_some() && asked_about).then(surroundings::settings)
     }
 
     /// The rules of the calling thread's namespace.

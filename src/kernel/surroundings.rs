@@ -20,16 +20,30 @@ const RTM_GETADDR: u16 = 22;
 pub fn read() -> Surroundings {
     let is_set = |name: &str| setting(name).is_some_and(|text| text.trim() == "1");
     Surroundings {
-        ephemeral: ephemeral().map(|(first, last)| first..=last),
-        reserved: setting("ipv4/ip_local_reserved_ports").map(|text| parse_ranges(&text)).unwrap_or_default(),
-        unprivileged_from: setting("ipv4/ip_unprivileged_port_start")
-            .and_then(|text| text.trim().parse().ok()),
         nonlocal_four: is_set("ipv4/ip_nonlocal_bind"),
         nonlocal_six: is_set("ipv6/ip_nonlocal_bind"),
         six: setting("ipv6/ip_nonlocal_bind").is_some(),
         addresses: addresses().ok(),
         interfaces: links::names().map(|names| names.into_iter().collect()).unwrap_or_default(),
+        ..settings()
     }
+}
+
+/// The settings about ports alone.
+pub fn settings() -> Surroundings {
+    Surroundings {
+        ephemeral: ephemeral().map(|(first, last)| first..=last),
+        reserved: setting("ipv4/ip_local_reserved_ports").map(|text| parse_ranges(&text)).unwrap_or_default(),
+        unprivileged_from: setting("ipv4/ip_unprivileged_port_start")
+            .and_then(|text| text.trim().parse().ok()),
+        windows: is_of_windows(rustix::system::uname().release().to_bytes()),
+        ..Surroundings::default()
+    }
+}
+
+/// `5.15.153.1-microsoft-standard-WSL2`; the first WSL said `Microsoft`.
+fn is_of_windows(release: &[u8]) -> bool {
+    release.to_ascii_lowercase().windows(9).any(|part| part == b"microsoft")
 }
 
 /// `net.ipv4.ip_local_port_range`: the ports that the kernel chooses from.
@@ -93,6 +107,13 @@ mod tests {
         assert_eq!(parse_ranges("8080,9000-9010\n"), [8080..=8080, 9000..=9010]);
         assert_eq!(parse_ranges("\n"), []);
         assert_eq!(parse_ranges("x,70000,1-2"), [1..=2]);
+    }
+
+    #[test]
+    fn a_kernel_of_windows_says_so() {
+        assert!(is_of_windows(b"5.15.153.1-microsoft-standard-WSL2"));
+        assert!(is_of_windows(b"4.4.0-19041-Microsoft"));
+        assert!(!is_of_windows(b"6.18.0-amd64") && !is_of_windows(b""));
     }
 
     #[test]

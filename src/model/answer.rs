@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::claim::Claim;
 use super::netns::NetnsSelector;
+use super::socket::ClaimKind;
 use super::socket::Protocol;
 use super::surroundings::Surroundings;
 use super::target::Target;
@@ -88,4 +89,11 @@ pub struct Answer {
     /// What else a bind depends on, where that was asked.
     #[serde(skip)]
     pub surroundings: Option<Surroundings>,
+}
+
+impl Answer {
+    /// Whether anything holds a port. A reservation keeps it from nobody who asks for it.
+    pub fn is_held(&self) -> bool {
+        self.claims.iter().any(|claim| claim.kind != ClaimKind::Reserved)
+    }
 }

@@ -250,6 +250,45 @@ pub struct Claim {
     pub nat: Option<Nat>,
 }
 
+impl Claim {
+    /// A claim that no socket makes, and so no process. `place` is its address, and whether it leaves out IPv4.
+    pub fn without_socket(
+        kind: ClaimKind,
+        protocol: Protocol,
+        (address, v6only): (IpAddr, Option<bool>),
+        port: u16,
+        netns: Netns,
+        reason: String,
+    ) -> Self {
+        Claim {
+            kind,
+            protocol,
+            address,
+            port,
+            v6only,
+            interface: None,
+            ifindex: None,
+            reuseaddr: None,
+            reuseport: None,
+            state: if kind == ClaimKind::NatRule { "NAT" } else { "RESERVED" }.to_owned(),
+            peer: None,
+            expires_ms: None,
+            netns,
+            socket: None,
+            since: None,
+            binder: None,
+            holders: Vec::new(),
+            owner: Owner::new(OwnerType::Unknown, None),
+            job: None,
+            shared_with: Vec::new(),
+            test: None,
+            verdict: Verdict::Unattributed,
+            reason,
+            nat: None,
+        }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod fixtures {
     //! A claim as a literal.

@@ -18,6 +18,8 @@ pub struct Surroundings {
     pub nonlocal_six: bool,
     /// Whether there is IPv6.
     pub six: bool,
+    /// Whether this Linux runs inside of Windows (WSL), whose programs may hold its ports.
+    pub windows: bool,
     /// Addresses; `None` where they could not be read.
     pub addresses: Option<Vec<LocalAddress>>,
     /// Names of interfaces, by index.

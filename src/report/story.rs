@@ -1,6 +1,6 @@
 //! The answer to `who-holds` told as a story: what is held where, by whom, started how, for which job, and what to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -28,13 +28,15 @@ pub(super) struct Told<'a> {
 pub fn story(answer: &Answer, asked: &str, zone: &TimeZone) -> String {
     let mut text = String::new();
     let how = Told { now: answer.as_of, source: answer.source, zone };
-    if answer.claims.is_empty() {
+    let (reserved, held): (Vec<&Claim>, Vec<&Claim>) =
+        answer.claims.iter().partition(|claim| claim.kind == ClaimKind::Reserved);
+    if held.is_empty() {
         nobody(&mut text, answer, asked);
     } else {
         headline(&mut text, answer, asked);
         let mut told = 0;
         let (waits, others): (Vec<&Claim>, Vec<&Claim>) =
-            answer.claims.iter().partition(|claim| claim.kind == ClaimKind::TimeWait);
+            held.into_iter().partition(|claim| claim.kind == ClaimKind::TimeWait);
         let (connections, others): (Vec<&Claim>, Vec<&Claim>) =
             others.into_iter().partition(|claim| is_passing(claim));
         for claim in others {
@@ -54,6 +56,7 @@ pub fn story(answer: &Answer, asked: &str, zone: &TimeZone) -> String {
             );
         }
     }
+    tell_reserved(&mut text, &reserved);
     if !answer.incomplete.is_empty() {
         line(&mut text, format_args!("\nNot seen:"));
         for gap in &answer.incomplete {
@@ -90,6 +93,19 @@ fn tell_waits(text: &mut String, waits: &[&Claim]) {
                 until.unwrap_or_default()
             ),
         );
+    }
+}
+
+/// Reservations, which are for TCP and UDP at once.
+fn tell_reserved(text: &mut String, reserved: &[&Claim]) {
+    let said: BTreeSet<(u16, String)> = reserved
+        .iter()
+        .map(|claim| {
+            (claim.port, format!("reserved in network namespace {}: {}", words::netns(claim), claim.reason))
+        })
+        .collect();
+    for (port, words) in said {
+        line(text, format_args!("\n{port}  {words}"));
     }
 }
 
@@ -138,7 +154,8 @@ fn headline(text: &mut String, answer: &Answer, asked: &str) {
             None => "no process that could be found".to_owned(),
         },
     };
-    let places = answer.claims.iter().filter(|claim| !is_passing(claim)).count();
+    let places =
+        answer.claims.iter().filter(|claim| !is_passing(claim) && claim.kind != ClaimKind::Reserved).count();
     let more = if places > 1 { format!(", and in {} more places", places - 1) } else { String::new() };
     let judged = match first.verdict {
         Verdict::Leaked => "  LEAKED",
