@@ -27,7 +27,7 @@ use sniffer::judge::can_bind::{Wish, rule};
 use sniffer::kernel::bpf::Reasons;
 use sniffer::kernel::bpf::holders::OpenFiles;
 use sniffer::kernel::sock_diag::{self, Depth, DiagQuery};
-use sniffer::kernel::surroundings;
+use sniffer::kernel::{probe, surroundings};
 use sniffer::model::can_bind::Manner;
 use sniffer::model::claim::Claim;
 use sniffer::model::netns::NetnsKey;
@@ -235,7 +235,7 @@ impl Tally {
             let wish = Wish { protocol: second.protocol, address, port, manner: &manner };
             let told = rule(&wish, &claims, &sight.here).errno;
             let got = bind(second, port).map(drop).map_err(name);
-            if told == Some(got) || lets_in_too_many(one, second) && got.is_ok() {
+            if told == Some(got) {
                 self.agreed += 1;
                 *self.outcomes.entry(format!("{got:?}")).or_insert(0) += 1;
             } else {
@@ -244,13 +244,6 @@ impl Tally {
             }
         }
     }
-}
-
-/// Linux 6.1 does not see that the IPv4-mapped wildcard covers an IPv4-mapped address; before it and after it that is a conflict.
-fn lets_in_too_many(one: &How, second: &How) -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mapped = (one.address, second.address) == ("::ffff:0.0.0.0", "::ffff:127.0.0.1");
-    release.starts_with("6.1.") && mapped
 }
 
 fn name(errno: Errno) -> &'static str {
@@ -274,7 +267,11 @@ fn agree(cases: impl FnOnce(&Sight, &mut Tally) + Send + 'static) -> Tally {
     let thread = std::thread::spawn(move || {
         holders::new_netns_with_loopback();
         let files = OpenFiles::load(Reasons::InBrief).unwrap();
-        let sight = Sight { netns: own_netns(), here: surroundings::read(), files };
+        let here = Surroundings {
+            mapped_wildcard_is_narrow: probe::mapped_wildcard_is_narrow(),
+            ..surroundings::read()
+        };
+        let sight = Sight { netns: own_netns(), here, files };
         let mut tally = Tally::default();
         cases(&sight, &mut tally);
         tally

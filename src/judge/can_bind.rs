@@ -63,6 +63,9 @@ pub fn rule<'a>(wish: &Wish<'_>, claims: &'a [Claim], here: &Surroundings) -> Ru
     let (mut blockers, mut undecided, mut shared) = (Vec::new(), Vec::new(), false);
     for claim in claims.iter().filter(|claim| claim.port == wish.port && takes_the_port(claim)) {
         let there = overlap::place(claim);
+        if here.mapped_wildcard_is_narrow && overlap::is_mapped_under_wildcard(&there, &new) {
+            continue;
+        }
         match overlap::blocks(&there, &new) {
             Some(true) => blockers.push(claim),
             None => undecided.push(claim),

@@ -120,6 +120,15 @@ pub fn addresses_meet(there: &Place, new: &Place) -> bool {
     }
 }
 
+/// Whether the one that is there is a TCP socket on the IPv4-mapped wildcard, and the new one asks for a mapped address.
+pub fn is_mapped_under_wildcard(there: &Place, new: &Place) -> bool {
+    let mapped = |place: &Place| match place.address {
+        IpAddr::V6(six) if place.protocol == Protocol::Tcp => six.to_ipv4_mapped(),
+        _ => None,
+    };
+    mapped(there).zip(mapped(new)).is_some_and(|(there, new)| there.is_unspecified() && !new.is_unspecified())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use super::nat::Makers;
 use super::netns::{self, Inhabitants, NetnsEntry};
 use super::process::{self, Glance, Reader};
 use super::sock_diag::{self, Depth, DiagQuery};
-use super::{Gap, Unreadable, containers, links, surroundings};
+use super::{Gap, Unreadable, containers, links, probe, surroundings};
 use crate::model::container::{Container, Place, Proxy};
 use crate::model::nat::Table;
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
@@ -317,7 +317,9 @@ impl Look<'_> {
     fn surroundings(&self, entry: &NetnsEntry) -> Option<Surroundings> {
         let asked_about = entry.key == self.own || self.plan.only.is_some();
         if self.plan.for_bind {
-            return Some(surroundings::read());
+            let mapped = |target: &Target| matches!(target.address, Some(IpAddr::V6(six)) if six.to_ipv4_mapped().is_some());
+            let narrow = self.plan.target.as_ref().is_some_and(mapped) && probe::mapped_wildcard_is_narrow();
+            return Some(Surroundings { mapped_wildcard_is_narrow: narrow, ..surroundings::read() });
         }
         (self.plan.target.is_some() && asked_about).then(surroundings::settings)
     }

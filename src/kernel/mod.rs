@@ -16,6 +16,7 @@ pub mod mounts;
 pub mod nat;
 pub mod netlink;
 pub mod netns;
+pub mod probe;
 pub mod proc_events;
 pub mod process;
 pub mod sock_diag;

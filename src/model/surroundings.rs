@@ -18,6 +18,8 @@ pub struct Surroundings {
     pub nonlocal_six: bool,
     /// Whether there is IPv6.
     pub six: bool,
+    /// Whether a TCP socket on `::ffff:0.0.0.0` lets another have an IPv4-mapped address beside it, where that matters.
+    pub mapped_wildcard_is_narrow: bool,
     /// Whether this Linux runs inside of Windows (WSL), whose programs may hold its ports.
     pub windows: bool,
     /// Addresses; `None` where they could not be read.

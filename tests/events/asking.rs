@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::{Watcher, all_alone, get, of_port, watcher};
-use crate::common::{Daemon, Tree, alone, eventually, json, run};
+use super::{Watcher, all_alone, conflicts, get, of_port, settle, watcher};
+use crate::common::{Daemon, SNIFFER, Tree, alone, eventually, json, run};
 
 struct Refused {
     port: u16,
@@ -124,4 +124,18 @@ fn the_control_socket_refuses_nonsense_and_answers_the_same_document() {
     );
     assert!(get("/v1/conflicts?since=nonsense").starts_with("HTTP/1.1 400"));
     assert!(get("/v1/conflicts?since=%ff").starts_with("HTTP/1.1 400"));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_the_agent_tries_out_itself_is_no_conflict() {
+    let daemon = watcher();
+    // A socket on the IPv4-mapped wildcard: whether it covers 127.0.0.1 differs between kernels, so the agent tries.
+    let held = Tree::holder(&["tcp:[::ffff:0.0.0.0]:0"]);
+    let reply =
+        get(&daemon, &format!("/v1/can-bind?target=[::ffff:127.0.0.1]:{}/tcp&netns=host", held.it().port()));
+    assert!(reply.contains("\"would_succeed\""), "{reply}");
+    settle(&daemon);
+    let by_the_agent = |conflict: &Value| conflict["loser"]["exe"].as_str().is_some_and(|exe| exe == SNIFFER);
+    assert!(!conflicts(&daemon).iter().any(by_the_agent));
 }

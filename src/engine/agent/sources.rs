@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{Message, source};
 use crate::kernel::bpf;
+use crate::kernel::netns;
 use crate::kernel::proc_events::{ProcEvents, ProcessEvent, means_lost};
 use crate::kernel::process::{self, Reader};
 use crate::model::bind::{BindEvent, CloseEvent};
@@ -79,10 +80,12 @@ fn with_readings(events: Vec<ProcessEvent>, reader: &Reader, headless: &mut Hash
 
 /// Reads the events of the kernel's programs and sends them on, until the loop ends.
 pub(super) fn forward_bpf(mut events: bpf::Source, reader: &Arc<Reader>, messages: &mpsc::Sender<Message>) {
+    let own_netns = netns::own().map_or(0, |own| own.inode);
     loop {
         let sent = match events.receive() {
             Ok(drained) => {
-                let events = drained.events.into_iter().map(|event| from_bpf(event, reader));
+                let told = drained.events.into_iter().filter(|event| !is_probe(event, own_netns));
+                let events = told.map(|event| from_bpf(event, reader));
                 hand_on(events.collect(), drained.binds, drained.lost, messages)
             }
             Err(error) => {
@@ -94,6 +97,12 @@ pub(super) fn forward_bpf(mut events: bpf::Source, reader: &Arc<Reader>, message
             return;
         }
     }
+}
+
+/// The agent's own binds in another namespace are made to see what the kernel says ([`crate::kernel::probe`]).
+fn is_probe(event: &bpf::Event, own_netns: u64) -> bool {
+    let bpf::Event::Bind(event) = event else { return false };
+    event.bind.pid == std::process::id() && event.netns != own_netns
 }
 
 fn from_bpf(event: bpf::Event, reader: &Reader) -> Event {
