@@ -1,4 +1,4 @@
-//! Ports of containers, with Docker's real engine and the real plugin of CNI, each in a network namespace of its own: nothing of
+//! Ports of containers, with the real engines of Docker and Podman and the real plugin of CNI, each in a network namespace of its own: nothing of
 //! this host's is touched.
 
 #![allow(
@@ -25,6 +25,15 @@ use tempfile::TempDir;
 
 /// A static busybox, which `scripts/kernels` fetches.
 const BUSYBOX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/kernels/busybox");
+
+/// A container's files, as a tar(1) archive.
+#[track_caller]
+fn image(directory: &Path) -> Vec<u8> {
+    let root = directory.join("image");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy(BUSYBOX, root.join("bin/busybox")).expect("there is no busybox: run scripts/kernels");
+    Command::new("tar").arg("-C").arg(&root).args(["-c", "."]).output().unwrap().stdout
+}
 
 /// An engine on private paths, in a network namespace of its own. Its containers end with it.
 struct Docker {
@@ -79,13 +88,9 @@ impl Docker {
 
     #[track_caller]
     fn import(&self) {
-        let root = self.directory.path().join("root");
-        fs::create_dir_all(root.join("bin")).unwrap();
-        fs::copy(BUSYBOX, root.join("bin/busybox")).expect("there is no busybox: run scripts/kernels");
-        let tar = Command::new("tar").arg("-C").arg(&root).args(["-c", "."]).output().unwrap();
         let mut import = self.client(&["import", "-", "box"]);
         let mut import = import.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        import.stdin.take().unwrap().write_all(&tar.stdout).unwrap();
+        import.stdin.take().unwrap().write_all(&image(self.directory.path())).unwrap();
         assert!(import.wait().unwrap().success());
     }
 
@@ -279,4 +284,98 @@ fn a_host_port_is_the_containers() {
     assert_eq!(owner(rules[0]), ("container", &id[..12]), "{document:#}");
     portmap(&netns, "DEL", id, &place);
     assert_eq!(look().0, 1, "freed with its container");
+}
+
+/// Podman on private paths, in a network namespace of its own.
+struct Podman {
+    directory: TempDir,
+    netns: NamedNetns,
+}
+
+impl Podman {
+    #[track_caller]
+    fn new() -> Podman {
+        let podman = Podman { directory: tempfile::tempdir().unwrap(), netns: NamedNetns::new("podman") };
+        ip(&["-n", &podman.netns.0, "link", "set", "lo", "up"]);
+        // Not every root may raise limits, and not every host's cgroups are systemd's.
+        let settings = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\npids_limit = 0\n\
+                        [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n";
+        fs::write(podman.at("containers.conf"), settings).unwrap();
+        let mut import = podman.run(&["import", "-", "box"]);
+        let mut import = import.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        import.stdin.take().unwrap().write_all(&image(podman.directory.path())).unwrap();
+        assert!(import.wait().unwrap().success());
+        podman
+    }
+
+    fn at(&self, what: &str) -> String {
+        self.directory.path().join(what).display().to_string()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Command {
+        let mut podman = Command::new("nsenter");
+        podman.arg(format!("--net=/run/netns/{}", self.netns.0)).arg("podman");
+        podman.args(["--root", &self.at("root"), "--runroot", &self.at("run"), "--tmpdir", &self.at("tmp")]);
+        podman.args([
+            "--storage-driver",
+            "vfs",
+            "--runtime",
+            "runc",
+            "--network-config-dir",
+            &self.at("net"),
+        ]);
+        podman.args(arguments).env("CONTAINERS_CONF", self.at("containers.conf")).stderr(Stdio::null());
+        podman
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        let _ = self.run(&["rm", "--all", "--force", "--time", "0"]).stdout(Stdio::null()).status();
+    }
+}
+
+#[test]
+#[ignore = "needs root and Podman"]
+fn a_port_that_podman_publishes_is_the_containers_and_not_its_monitors() {
+    let podman = Podman::new();
+    let mut start = podman.run(&["run", "--detach", "--name", "pod-web", "--publish", "8084:80"]);
+    let output = start.args(JOB).args(["box", "/bin/busybox", "httpd", "-f", "-p", "80"]);
+    let output = output.stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success());
+    let id = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let look = |host: &str| {
+        let mut look = alone();
+        look.args(["who-holds", "8084/tcp", "--netns", &podman.netns.0]).env("DOCKER_HOST", host);
+        json(&mut look).1
+    };
+    // Without an engine to ask, its monitor's arguments name it, and the rule's comment.
+    let document = look("unix:///nowhere");
+    let (monitor, rule) =
+        (&claims(&document, "kind", "listener")[0], &claims(&document, "kind", "nat_rule")[0]);
+    assert_eq!(
+        (owner(monitor), &monitor["holders"][0]["comm"]),
+        (("container", "pod-web"), &"conmon".into())
+    );
+    assert_eq!(owner(rule), ("container", &id[..12]), "{document:#}");
+    for claim in [monitor, rule] {
+        assert_eq!(claim["job"]["name"], "e2e", "the job inside it: {claim:#}");
+    }
+
+    let socket = podman.at("podman.sock");
+    let mut service = podman.run(&["system", "service", "--time", "60", &format!("unix://{socket}")]);
+    let mut service = service.stdout(Stdio::null()).spawn().unwrap();
+    eventually("its service listens", || Path::new(&socket).exists().then_some(()));
+    let document = eventually("it answers", || {
+        let document = look(&format!("unix://{socket}"));
+        document["incomplete"].as_array().unwrap().is_empty().then_some(document)
+    });
+    for claim in document["claims"].as_array().unwrap() {
+        assert_eq!(owner(claim), ("container", "pod-web"), "{claim:#}");
+        assert_eq!(claim["owner"]["image"], "localhost/box:latest");
+    }
+    if let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(service.id()).unwrap()) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    let _ = service.wait();
 }

@@ -25,10 +25,10 @@ pub struct Known<'a> {
 /// Whose a socket is. `kernel` says that no file refers to it.
 pub fn of_socket(claim: &Claim, known: &Known<'_>, kernel: bool) -> Owner {
     if let Some(id) = claim.holders.iter().find_map(|holder| holder.container.as_deref()) {
-        return known.owner(id);
+        return known.owner(id, None);
     }
-    if let Some(id) = claim.holders.iter().find_map(|holder| behind_proxy(holder, claim, known)) {
-        return known.owner(&id);
+    if let Some(owner) = claim.holders.iter().find_map(|holder| behind_proxy(holder, claim, known)) {
+        return owner;
     }
     // pid 1 keeps the socket of a unit with socket activation, beside the service or alone.
     if let (true, Some(unit)) = (
@@ -53,7 +53,7 @@ pub fn of_rule(claim: &Claim, nat: &Nat, known: &Known<'_>) -> Owner {
         .map(|id| known.by_id(id).unwrap_or_else(|| id.to_owned()))
         .or_else(|| nat.to_address.and_then(|address| known.at(address)))
         .or_else(|| known.publishing(claim.protocol, claim.address, claim.port));
-    container.map_or_else(|| Owner::new(OwnerType::Unknown, None), |id| known.owner(&id))
+    container.map_or_else(|| Owner::new(OwnerType::Unknown, None), |id| known.owner(&id, None))
 }
 
 /// The network namespace behind an address, if it is a container's.
@@ -101,12 +101,12 @@ impl Known<'_> {
         found.next().filter(|_| found.next().is_none()).map(|container| container.id.clone())
     }
 
-    /// A container as an owner: its pod, its name, or the beginning of its id.
-    fn owner(&self, id: &str) -> Owner {
+    /// A container as an owner: its pod, its name (`told` where its engine does not say), or the beginning of its id.
+    fn owner(&self, id: &str, told: Option<&str>) -> Owner {
         let short = id.get(..SHORT_ID_CHARS).unwrap_or(id);
         let known = self.containers.iter().find(|container| container.id == id);
         let pod = known.and_then(|container| container.pod.clone());
-        let name = known.and_then(|container| container.name.clone()).unwrap_or_else(|| short.to_owned());
+        let name = known.and_then(|container| container.name.as_deref()).or(told).unwrap_or(short).to_owned();
         Owner {
             kind: if pod.is_some() { OwnerType::Pod } else { OwnerType::Container },
             name: Some(pod.unwrap_or(name)),
@@ -148,16 +148,23 @@ fn is_id(text: &str) -> bool {
 }
 
 /// The container for which a process holds a port.
-fn behind_proxy(holder: &Holder, claim: &Claim, known: &Known<'_>) -> Option<String> {
+fn behind_proxy(holder: &Holder, claim: &Claim, known: &Known<'_>) -> Option<Owner> {
     let arguments = holder.cmdline.as_deref().unwrap_or_default();
     let told = match Proxy::named(holder.comm.as_deref()?)? {
         Proxy::Docker => {
             value_of(arguments, "-container-ip").and_then(|address| known.at(address.parse().ok()?))
         }
         Proxy::Publisher => None,
+        Proxy::Monitor => {
+            let id =
+                ["-c", "--cid"].iter().find_map(|name| value_of(arguments, name)).filter(|id| is_id(id))?;
+            let name = ["-n", "--name"].iter().find_map(|name| value_of(arguments, name));
+            return Some(known.owner(id, name));
+        }
         Proxy::UserNetwork => behind_user_network(arguments, known),
     };
-    told.or_else(|| known.publishing(claim.protocol, claim.address, claim.port))
+    let id = told.or_else(|| known.publishing(claim.protocol, claim.address, claim.port))?;
+    Some(known.owner(&id, None))
 }
 
 /// pasta(1) and slirp4netns(1) are told the namespace that they serve: by a process in it, or by a path.
@@ -293,6 +300,9 @@ mod tests {
             ("pasta", 1, &["pasta", "--config-net", "--netns", "/run/user/1/netns/netns-1"], "0badcafe0bad"),
             ("pasta", 1, &["pasta", "/proc/55/ns/net"], "0badcafe0bad"),
             ("slirp4netns", 1, &["slirp4netns", "--mtu=65520", "55", "tap0"], "0badcafe0bad"),
+            ("conmon", 1, &["/usr/bin/conmon", "--api-version", "1", "-c", ID, "-u", ID], "web"),
+            ("conmon", 1, &["conmon", "-c", "0badcafe0badcafe", "-n", "db", "--exit-dir", "/x"], "db"),
+            ("conmon", 1, &["conmon", "-c", "0badcafe0badcafe"], "0badcafe0bad"),
         ] {
             assert_eq!(
                 named(&by(comm, port, arguments)),
@@ -303,6 +313,7 @@ mod tests {
         for (comm, arguments) in [
             ("dockerd", &["dockerd"][..]),
             ("docker-proxy", &["docker-proxy", "-container-ip", "x"]),
+            ("conmon", &["conmon", "-c", "../../etc", "-n", "db"]),
             ("nc", &["nc"]),
         ] {
             assert_eq!(named(&by(comm, 1, arguments)), (OwnerType::Process, Some(comm)));

@@ -54,6 +54,8 @@ pub enum Proxy {
     Docker,
     /// An engine, or its helper, that binds what it publishes by other means, so that nobody else does.
     Publisher,
+    /// conmon(8), which keeps a socket on the ports that Podman publishes by rules: its arguments name the container.
+    Monitor,
     /// A network stack for one namespace, which its arguments name: pasta(1), slirp4netns(1).
     UserNetwork,
 }
@@ -67,6 +69,7 @@ impl Proxy {
             "dockerd" | "rootlessport" | "rootlessport-child" | "rootlesskit" | "exe" => {
                 Some(Proxy::Publisher)
             }
+            "conmon" => Some(Proxy::Monitor),
             "pasta" | "pasta.avx2" | "passt" | "slirp4netns" => Some(Proxy::UserNetwork),
             _ => None,
         }
