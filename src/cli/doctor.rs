@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{ANSWERED, Failure, OTHERWISE, printed};
 use crate::config;
-use crate::kernel::bpf::holders::OpenFiles;
+use crate::kernel::bpf::holders::{BoundFile, OpenFiles};
 use crate::kernel::bpf::{self, Gain};
 use crate::kernel::proc_events::ProcEvents;
 use crate::kernel::sock_diag::{Depth, DiagQuery};
@@ -63,19 +63,23 @@ fn sockets() -> Check {
 
 /// Binds a port of its own on loopback, without listening, and looks whether the kernel lists it.
 fn bound_sockets() -> Check {
-    let remedy =
-        || "TCP sockets that are bound and do not listen stay unseen; Linux 6.8 lists them".to_owned();
-    let seen = bound_port().and_then(|(_socket, port)| dump(Depth::Everything, Some(port)));
-    check(
-        "bound sockets",
-        match seen {
-            Ok(sockets) if sockets.iter().any(|socket| socket.kind() == ClaimKind::Bound) => {
-                Ok("listed by this kernel".to_owned())
-            }
-            Ok(_) => Err(("not listed by this kernel".to_owned(), remedy())),
-            Err(error) => Err((error.to_string(), remedy())),
-        },
-    )
+    const REMEDY: &str = "TCP sockets that are bound and do not listen stay unseen; Linux 6.8 lists them, before it CAP_BPF and CAP_PERFMON are needed";
+    let lost = |why: String| (why, REMEDY.to_owned());
+    let seen = |(_socket, port): (rustix::fd::OwnedFd, u16)| {
+        let listed = dump(Depth::Everything, Some(port)).map_err(|error| lost(error.to_string()))?;
+        if listed.iter().any(|socket| socket.kind() == ClaimKind::Bound) {
+            return Ok("listed by this kernel".to_owned());
+        }
+        let files = OpenFiles::load(bpf::Reasons::InBrief).and_then(|files| files.bound());
+        let files = files.map_err(|why| lost(format!("not listed by this kernel, and {why}")))?;
+        let own = |file: &BoundFile| file.held.pid == std::process::id();
+        files
+            .iter()
+            .any(own)
+            .then(|| "not listed by this kernel, but found as open files".to_owned())
+            .ok_or_else(|| lost("neither listed by this kernel nor found as open files".to_owned()))
+    };
+    check("bound sockets", bound_port().map_err(|error| lost(error.to_string())).and_then(seen))
 }
 
 fn bound_port() -> std::io::Result<(rustix::fd::OwnedFd, u16)> {

@@ -9,6 +9,7 @@ use crate::kernel::bpf::holders;
 use crate::kernel::look::{self, Findings, ProcessList};
 use crate::kernel::memory;
 use crate::kernel::process::Reader;
+use crate::kernel::sock_diag;
 use crate::model::answer::Answer;
 use crate::model::cgroup_path;
 use crate::model::process::Process;
@@ -18,7 +19,8 @@ pub fn answer(policy: Policy, reader: &Reader, question: &Question) -> Result<An
     memory::map_large();
     let mut engine = Engine::new(policy, reader.clock, Watching::Once);
     let wants_options = matches!(question.topic, Topic::Bind { shares: true, .. });
-    reader.open_files.begin(move || wants_options || holders::pays());
+    let wants_bound = !sock_diag::lists_bound_sockets();
+    reader.open_files.begin(move || wants_options || wants_bound || holders::pays());
     let findings = look::look(&engine.plan_question(question, true), reader)
         .map_err(|error| Unanswerable::from_look(error, question))?;
     engine.process_list(processes(reader, &findings), reader.clock.now());

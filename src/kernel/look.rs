@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::bpf::holders::OpenFiles;
+use super::bpf::holders::{BoundFile, OpenFiles};
 use super::descriptors::{self, Descriptor, NetnsDescriptors, Scan};
 use super::mounts::{self, NetnsMount};
 use super::nat::Makers;
@@ -208,7 +208,9 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
         (None, Some(only)) if is_own(only, own) => Inhabitants::new(),
         (None, _) => inhabitants(&mut gaps),
     };
-    let mut look = Look { plan, reader, own, inhabitants, mounts, namespaces: Vec::new(), gaps };
+    let mut look =
+        Look { plan, reader, own, inhabitants, mounts, bound: Vec::new(), namespaces: Vec::new(), gaps };
+    look.find_bound();
     look.visit(&look.entries(&plan.netns_descriptors)?);
     let mut found = Holders::default();
     look.search(&mut found);
@@ -223,9 +225,6 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
         }
     } else if plan.search.when_free == WhenFree::Say && look.seems_free() {
         look.gaps.push(Gap::HiddenNetns);
-    }
-    if plan.query.depth == Depth::Everything && !sock_diag::lists_bound_sockets() {
-        look.gaps.push(Gap::BoundSockets);
     }
     Ok(look.finish(taken_at, found))
 }
@@ -243,6 +242,8 @@ struct Look<'a> {
     own: NetnsKey,
     inhabitants: Inhabitants,
     mounts: Vec<NetnsMount>,
+    /// Bound TCP sockets by their open files, where sock_diag does not list them.
+    bound: Vec<BoundFile>,
     namespaces: Vec<NetnsFound>,
     gaps: Vec<Gap>,
 }
@@ -277,6 +278,7 @@ impl Look<'_> {
         let makers = self.plan.nat.then(Makers::probe);
         let (found, gaps) = netns::visit(entries, |entry| {
             let mut sockets = sock_diag::dump(entry.key, &self.plan.query)?;
+            self.add_bound(entry.key, &mut sockets);
             // Without its name an interface is shown by nothing; the socket counts all the same.
             let _ = links::name_interfaces(&mut sockets);
             if self.plan.for_bind {
@@ -310,6 +312,31 @@ impl Look<'_> {
             });
             let (key, shown) = (entry.key, entry.shown.clone());
             self.namespaces.push(NetnsFound { key, shown, sockets, surroundings, nat });
+        }
+    }
+
+    /// Where sock_diag does not list bound sockets, their open files tell of them. Before the sockets are asked for: one that
+    /// begins to listen meanwhile is in either.
+    fn find_bound(&mut self) {
+        if self.plan.query.depth != Depth::Everything || sock_diag::lists_bound_sockets() {
+            return;
+        }
+        match self.reader.open_files.get().map(OpenFiles::bound) {
+            Some(Ok(bound)) => self.bound = bound,
+            _ => self.gaps.push(Gap::BoundSockets),
+        }
+    }
+
+    /// Adds the bound sockets of a namespace. One whose file is closed meanwhile is none any more.
+    fn add_bound(&self, netns: NetnsKey, sockets: &mut Vec<Socket>) {
+        let mut known: HashSet<u32> = sockets.iter().map(|socket| socket.inode).collect();
+        for bound in self.bound.iter().filter(|bound| bound.netns == netns.inode) {
+            let socket = bound.socket(netns);
+            let asked = self.plan.query.ports.as_ref().is_none_or(|ports| ports.contains(&socket.port));
+            let is_open = || descriptors::refers_to(bound.held, socket.inode) == Ok(true);
+            if asked && is_open() && known.insert(socket.inode) {
+                sockets.push(socket);
+            }
         }
     }
 

@@ -155,7 +155,7 @@ impl fmt::Display for Gap {
             ),
             Gap::BoundSockets => write!(
                 f,
-                "this kernel does not list TCP sockets that are bound and do not listen (Linux 6.8 does), so such a holder may be missing"
+                "this kernel does not list TCP sockets that are bound and do not listen (Linux 6.8 does), and its programs, which find them too, cannot be used, so such a holder may be missing"
             ),
         }
     }

@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::job::{Job, Test};
 use super::netns::Netns;
 use super::process::Holder;
-use super::socket::{ClaimKind, Protocol};
+use super::socket::{ClaimKind, Protocol, SocketKey};
 
 /// What the agent thinks of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -115,12 +115,22 @@ pub struct Binder {
 pub struct SocketRef {
     /// Inode in sockfs; 0 means that no file refers to it.
     pub inode: u32,
-    /// Socket cookie.
+    /// Socket cookie; null where nobody has asked the kernel for it.
+    #[serde(serialize_with = "known_cookie", deserialize_with = "any_cookie")]
     pub cookie: u64,
     /// Owner.
     pub uid: u32,
     /// cgroup of the creator, which outlives the process.
     pub cgroup: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn known_cookie<S: Serializer>(cookie: &u64, to: S) -> Result<S::Ok, S::Error> {
+    Some(cookie).filter(|cookie| **cookie < SocketKey::NO_COOKIE).serialize(to)
+}
+
+fn any_cookie<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(SocketKey::NO_COOKIE))
 }
 
 /// The other end of a connection.

@@ -183,6 +183,11 @@ pub struct SocketKey {
     pub cookie: u64,
 }
 
+impl SocketKey {
+    /// The kernel's cookies count from 1. Where nobody has asked for a socket's, it has none: then this stands there, with its inode.
+    pub const NO_COOKIE: u64 = 1 << 63;
+}
+
 /// The options of a socket that let others bind beside it (socket(7)).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SocketOptions {

@@ -143,6 +143,22 @@ struct socket_options {
 	unsigned int reserved;
 };
 
+/* A TCP socket that is bound and does nothing else. */
+struct bound_socket {
+	unsigned long long cookie;	/* 0 where nobody has asked for it yet */
+	unsigned long long inode;
+	unsigned int pid;		/* who has it open: thread group, in the first pid namespace */
+	unsigned int fd;
+	unsigned int netns;		/* inode of its network namespace */
+	unsigned int uid;
+	unsigned int ifindex;		/* SO_BINDTODEVICE, or 0 */
+	unsigned int flags;		/* enum flags */
+	unsigned short family;		/* AF_INET or AF_INET6 */
+	unsigned short port;
+	unsigned char address[16];	/* of AF_INET the first four bytes, network order */
+	unsigned int reserved;
+};
+
 /* Counters of one core. One program may interrupt another in the middle of counting: a change is told, a number is not exact. */
 struct counters {
 	unsigned long long attempts;	/* binds that began */
@@ -159,6 +175,8 @@ _Static_assert(__builtin_offsetof(struct exec, program) == 120, "decoded by even
 _Static_assert(__builtin_offsetof(struct exec, data) == 376, "decoded by event.rs");
 _Static_assert(sizeof(struct open_file) == 24, "decoded by holders.rs");
 _Static_assert(sizeof(struct socket_options) == 16, "decoded by holders.rs");
+_Static_assert(sizeof(struct bound_socket) == 64, "decoded by holders.rs");
+_Static_assert(__builtin_offsetof(struct bound_socket, address) == 44, "decoded by holders.rs");
 _Static_assert(sizeof(struct bind) == 64, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct bind, stage) == 63, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct bind, address) == 40, "decoded by event.rs");

@@ -250,8 +250,8 @@ fn protocol(number: u8) -> Option<Protocol> {
     }
 }
 
-/// The fields of `struct event`, by their offsets.
-struct Fields<'a>(&'a [u8]);
+/// The fields of a struct of `event.h`, by their offsets.
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl Fields<'_> {
     fn bytes<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
@@ -262,11 +262,11 @@ impl Fields<'_> {
         self.0.get(at).copied()
     }
 
-    fn u16(&self, at: usize) -> Option<u16> {
+    pub(super) fn u16(&self, at: usize) -> Option<u16> {
         self.bytes(at).map(u16::from_ne_bytes)
     }
 
-    fn u32(&self, at: usize) -> Option<u32> {
+    pub(super) fn u32(&self, at: usize) -> Option<u32> {
         self.bytes(at).map(u32::from_ne_bytes)
     }
 
@@ -274,7 +274,7 @@ impl Fields<'_> {
         self.bytes(at).map(i32::from_ne_bytes)
     }
 
-    fn u64(&self, at: usize) -> Option<u64> {
+    pub(super) fn u64(&self, at: usize) -> Option<u64> {
         self.bytes(at).map(u64::from_ne_bytes)
     }
 
@@ -297,7 +297,7 @@ impl Fields<'_> {
         })
     }
 
-    fn address(&self, family: u8, at: usize) -> Option<IpAddr> {
+    pub(super) fn address(&self, family: u8, at: usize) -> Option<IpAddr> {
         match family {
             AF_INET => Some(Ipv4Addr::from(self.bytes::<4>(at)?).into()),
             AF_INET6 => Some(Ipv6Addr::from(self.bytes::<16>(at)?).into()),

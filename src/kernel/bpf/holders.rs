@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, OnceLock};
 use std::thread::JoinHandle;
@@ -14,12 +15,14 @@ use std::thread::JoinHandle;
 use aya::Ebpf;
 use aya::programs::Iter;
 
+use super::event::Fields;
 use super::load;
 use super::{Reasons, Unavailable, event};
 use crate::kernel::descriptors::{self, Descriptor, Scan};
 use crate::kernel::netns::inode_of_link;
 use crate::kernel::process;
-use crate::model::socket::SocketOptions;
+use crate::model::netns::NetnsKey;
+use crate::model::socket::{Protocol, Socket, SocketKey, SocketOptions, SocketState};
 
 /// The program, compiled: `scripts/bpf` makes it from `holders.bpf.c`, CI compares.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("holders.bpf.o");
@@ -36,6 +39,9 @@ const OPTIONS_BYTES: usize = 16;
 const OPEN_FILES: (&str, &str) = ("open_files", "task_file");
 const TCP_OPTIONS: (&str, &str) = ("tcp_options", "tcp");
 const UDP_OPTIONS: (&str, &str) = ("udp_options", "udp");
+const BOUND_FILES: (&str, &str) = ("bound_files", "task_file");
+/// `sizeof(struct bound_socket)`.
+const BOUND_BYTES: usize = 64;
 /// Read at once.
 const READ_BYTES: usize = 256 * 1024;
 /// From so many descriptors on the walk is faster than reading /proc, its loading included: 200 processes of 200 descriptors
@@ -127,8 +133,8 @@ impl OpenFiles {
         let mut ebpf = load::object(OBJECT, &btf, reasons)?;
         let (name, over) = OPEN_FILES;
         iterator(&mut ebpf, name)?.load(over, &btf).map_err(|error| load::unavailable(name, &error))?;
-        for (name, over) in [TCP_OPTIONS, UDP_OPTIONS] {
-            // Holders are told without them; whoever asks for options is told that there are none.
+        for (name, over) in [TCP_OPTIONS, UDP_OPTIONS, BOUND_FILES] {
+            // Holders are told without them; whoever asks for these is told that there are none.
             let _ = iterator(&mut ebpf, name)?.load(over, &btf);
         }
         let files = OpenFiles { ebpf: Mutex::new(ebpf), ahead: Mutex::new(None) };
@@ -145,6 +151,14 @@ impl OpenFiles {
             self.walk::<OPTIONS_BYTES>(name, |bytes| options.extend(decode_options(bytes)))?;
         }
         Ok(options)
+    }
+
+    /// TCP sockets that are bound and do nothing else, of all network namespaces, each once for every process that has it open.
+    /// Those that no process has open are not found.
+    pub fn bound(&self) -> Result<Vec<BoundFile>, Unavailable> {
+        let mut bound = Vec::new();
+        self.walk::<BOUND_BYTES>(BOUND_FILES.0, |bytes| bound.extend(decode_bound(bytes)))?;
+        Ok(bound)
     }
 
     /// Walks before it is known which sockets will be asked for.
@@ -242,20 +256,74 @@ enum OpenFile {
 }
 
 fn decode(bytes: &[u8]) -> Option<OpenFile> {
-    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let held = Descriptor { pid: word(0)?, fd: word(4)? };
-    let inode = u64::from_ne_bytes(bytes.get(8..16)?.try_into().ok()?);
-    match word(16)? {
+    let file = Fields(bytes);
+    let held = Descriptor { pid: file.u32(0)?, fd: file.u32(4)? };
+    match file.u32(16)? {
         // Inodes of sockfs have 32 bits.
-        SOCKET => Some(OpenFile::Socket(u32::try_from(inode).ok()?, held, event::options(word(20)?))),
+        SOCKET => Some(OpenFile::Socket(file.u64(8)?.try_into().ok()?, held, event::options(file.u32(20)?))),
         NAMESPACE => Some(OpenFile::Namespace(held)),
         _ => None,
     }
 }
 
+/// A bound TCP socket as somebody has it open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoundFile {
+    /// Who has it open.
+    pub held: Descriptor,
+    /// Inode of its network namespace.
+    pub netns: u64,
+    cookie: u64,
+    address: IpAddr,
+    port: u16,
+    ifindex: u32,
+    inode: u32,
+    uid: u32,
+    options: SocketOptions,
+}
+
+impl BoundFile {
+    /// The socket, as sock_diag would tell of it, but for its cgroup.
+    pub fn socket(&self, netns: NetnsKey) -> Socket {
+        let cookie =
+            if self.cookie == 0 { SocketKey::NO_COOKIE | u64::from(self.inode) } else { self.cookie };
+        Socket {
+            key: SocketKey { netns, cookie },
+            protocol: Protocol::Tcp,
+            state: SocketState::BoundInactive,
+            address: self.address,
+            port: self.port,
+            peer: None,
+            v6only: self.address.is_ipv6().then_some(self.options.v6only),
+            ifindex: Some(self.ifindex).filter(|index| *index != 0),
+            interface: None,
+            inode: self.inode,
+            uid: self.uid,
+            cgroup_id: None,
+            expires_ms: None,
+            options: Some(self.options),
+        }
+    }
+}
+
+fn decode_bound(bytes: &[u8]) -> Option<BoundFile> {
+    let bound = Fields(bytes);
+    Some(BoundFile {
+        cookie: bound.u64(0)?,
+        inode: bound.u64(8)?.try_into().ok()?,
+        held: Descriptor { pid: bound.u32(16)?, fd: bound.u32(20)? },
+        netns: bound.u32(24)?.into(),
+        uid: bound.u32(28)?,
+        ifindex: bound.u32(32)?,
+        options: event::options(bound.u32(36)?),
+        address: bound.address(bound.u16(40)?.try_into().ok()?, 44)?,
+        port: bound.u16(42)?,
+    })
+}
+
 fn decode_options(bytes: &[u8]) -> Option<(u64, SocketOptions)> {
-    let cookie = u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?);
-    let flags = u32::from_ne_bytes(bytes.get(8..12)?.try_into().ok()?);
+    let options = Fields(bytes);
+    let (cookie, flags) = (options.u64(0)?, options.u32(8)?);
     // Nobody has asked for the cookie of this one yet, so nobody knows it.
     (cookie != 0).then(|| (cookie, event::options(flags)))
 }
@@ -263,6 +331,8 @@ fn decode_options(bytes: &[u8]) -> Option<(u64, SocketOptions)> {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
+
+    use rustix::net::AddressFamily;
 
     use super::*;
 
@@ -278,6 +348,41 @@ mod tests {
         let lowest = u32::try_from(socket.as_raw_fd().min(copy.as_raw_fd())).unwrap();
         let held = scan.sockets.get(&inode).unwrap();
         assert_eq!(held.iter().find(|held| held.pid == std::process::id()).unwrap().fd, lowest);
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_socket_that_is_bound_and_nothing_else_is_found_by_its_file() {
+        let files = OpenFiles::load(Reasons::Whole).unwrap();
+        let bind = |address: &str| {
+            let address: std::net::SocketAddr = address.parse().unwrap();
+            let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None).unwrap();
+            rustix::net::bind(&socket, &address).unwrap();
+            let bound = std::net::SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap();
+            (socket, bound)
+        };
+        for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+            let (socket, at) = bind(address);
+            let fd = u32::try_from(socket.as_raw_fd()).unwrap();
+            let is_it = |found: &BoundFile| found.held == Descriptor { pid: std::process::id(), fd };
+            let found = files.bound().unwrap().into_iter().find(is_it).unwrap();
+            let own = crate::kernel::netns::own().unwrap();
+            assert_eq!(found.netns, own.inode);
+            let told = found.socket(own);
+            assert_eq!((told.address, told.port), (at.ip(), at.port()));
+            assert_eq!(told.v6only, at.is_ipv6().then_some(address == "[::1]:0"));
+            assert_eq!((told.uid, told.kind()), (0, crate::model::socket::ClaimKind::Bound));
+            rustix::net::listen(&socket, 1).unwrap();
+            assert!(!files.bound().unwrap().iter().any(is_it), "it listens");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
+            let _ = (decode(&bytes), decode_options(&bytes), decode_bound(&bytes));
+        }
     }
 
     #[test]

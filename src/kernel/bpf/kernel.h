@@ -52,6 +52,7 @@ struct sock_common {
 	unsigned char skc_reuse : 4;
 	unsigned char skc_reuseport : 1;
 	unsigned char skc_ipv6only : 1;
+	unsigned char skc_state;
 	int skc_bound_dev_if;
 	possible_net_t skc_net;
 	struct in6_addr___k skc_v6_rcv_saddr;
@@ -63,6 +64,7 @@ struct sock_common {
 struct socket;
 struct sock {
 	struct sock_common __sk_common;
+	unsigned short sk_protocol;
 	unsigned char sk_userlocks : 4;
 } SHARED;
 struct socket { struct sock *sk; } SHARED;
@@ -92,8 +94,11 @@ struct task_struct {
 struct linux_binprm { const char *interp; } SHARED;
 
 struct super_block { unsigned long s_magic; } SHARED;
+struct kuid { unsigned int val; };
+typedef struct kuid kuid_t;
 struct inode {
 	unsigned short i_mode;
+	kuid_t i_uid;
 	unsigned long i_ino;
 	struct super_block *i_sb;
 } SHARED;
