@@ -14,10 +14,11 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
-    Daemon, NamedNetns, Tree, claims, eventually, holder, holders, ip, json, one_runner_on_this_host,
+    Daemon, NamedNetns, Tree, alone, claims, eventually, holder, holders, ip, json, one_runner_on_this_host,
     open_directory, program, run,
 };
 use rustix::process::Signal;
@@ -385,6 +386,34 @@ fn a_namespace_that_the_agent_watches_dies_when_its_owner_lets_go() {
     let link = format!("/sys/class/net/{outside}");
     eventually("the namespace is gone", || (!std::path::Path::new(&link).exists()).then_some(()));
     assert_eq!(watched(), 2, "the next answer knows that it is gone");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn no_port_stays_taken_because_somebody_looks_at_it() {
+    let daemon = Daemon::start("");
+    let asker = Tree::holder(&["free:tcp:127.0.0.1:0"]);
+    let port = asker.it().port();
+    let done = AtomicBool::new(false);
+    let (bound, refused, questions) = std::thread::scope(|scope| {
+        let questions = scope.spawn(|| {
+            let mut questions = 0;
+            while !done.load(Ordering::Relaxed) {
+                daemon.who_holds(port);
+                run(alone().args(["who-holds", &port.to_string()]));
+                questions += 1;
+            }
+            questions
+        });
+        // Bound, listened on and closed, again and again: one open file more would refuse the next bind.
+        let place = format!("127.0.0.1:{port}");
+        let churn = [format!("churn:20000:tcp:{place}"), format!("retry:20000:udp:{place}")];
+        let held = Tree::holder(&churn.each_ref().map(String::as_str));
+        done.store(true, Ordering::Relaxed);
+        (held.it().said("bound"), held.it().said("refused-times"), questions.join().unwrap())
+    });
+    assert_eq!((bound, refused), (vec![20_000, 20_000], vec![0, 0]), "{questions} questions");
+    assert!(questions > 3, "{questions}");
 }
 
 #[test]
