@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::{PoisonError, RwLock};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -125,6 +126,7 @@ fn peer_of(address: SocketAddr) -> OwnedFd {
 
 /// The first socket, with whatever has to stay open for it; none where the kernel takes no such one.
 fn first(how: &How, does: Does) -> Option<(Vec<OwnedFd>, u16)> {
+    let _nobody_walks = WALKS.read().unwrap_or_else(PoisonError::into_inner);
     let socket = bind(how, 0).ok()?;
     let at = local(&socket);
     let kept = match does {
@@ -187,6 +189,10 @@ fn claim(socket: &Socket) -> Claim {
     claim
 }
 
+/// A walk over open files has each in its hands for a moment: a socket that another test of this process closes in that very moment is
+/// let go when the walk's read(2) ends, and the next bind there would be refused. So nobody binds while somebody walks.
+static WALKS: RwLock<()> = RwLock::new(());
+
 struct Sight {
     netns: NetnsKey,
     here: Surroundings,
@@ -196,6 +202,7 @@ struct Sight {
 impl Sight {
     /// The claims on a port, as the kernel tells them.
     fn claims(&self, port: u16) -> Vec<Claim> {
+        let _nobody_binds = WALKS.write().unwrap_or_else(PoisonError::into_inner);
         let query = DiagQuery { ports: Some(port..=port), depth: Depth::Everything };
         let mut sockets = sock_diag::dump(self.netns, &query).unwrap();
         // Before Linux 6.8 nothing but an open file tells of a bound socket.
@@ -230,6 +237,7 @@ struct Tally {
 impl Tally {
     fn compare(&mut self, sight: &Sight, does: Does, one: &How, port: u16, seconds: &[How]) {
         let claims = sight.claims(port);
+        let _nobody_walks = WALKS.read().unwrap_or_else(PoisonError::into_inner);
         for second in seconds {
             let manner = Manner {
                 reuseaddr: second.reuseaddr,

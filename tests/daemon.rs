@@ -208,6 +208,98 @@ fn gitlab_jenkins_and_buildkite_jobs_begin_and_end_by_their_own_rules() {
     assert_eq!(verdict(&daemon, jenkins.get("server").port()).0, "grace");
 }
 
+/// A tree of processes as a CI system makes it: the program at the top, then each with the variables that it gives to the next, then a
+/// server. Each is called by its program's name.
+fn ci_tree(directory: &TempDir, chain: &[(&str, &[&str])]) -> Tree {
+    let mut command: Option<Command> = None;
+    for (name, variables) in chain {
+        let program = program(directory, name);
+        let command = match &mut command {
+            None => command.insert(Command::new(program)),
+            Some(command) => command.args(["--", &program]),
+        };
+        command.arg(name).args(variables.iter().map(|variable| format!("env:{variable}")));
+    }
+    let mut command = command.unwrap();
+    command.args(["--", &program(directory, "server"), "server", "tcp:127.0.0.1:0"]);
+    let labels: Vec<&str> = chain.iter().map(|(name, _)| *name).chain(["server"]).collect();
+    Tree::start(&mut command, &labels)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn jobs_of_the_other_systems_begin_and_end_by_their_own_rules() {
+    let daemon = Daemon::start("");
+    let programs = open_directory();
+    let azure = &["VSTS_PROCESS_LOOKUP_ID=vsts_1", "AGENT_JOBNAME=Linux tests", "BUILD_BUILDID=9"][..];
+    let circle = &["CIRCLE_WORKFLOW_JOB_ID=u-1", "CIRCLE_JOB=unit", "CIRCLE_BUILD_NUM=31"];
+    let prow = &["PROW_JOB_ID=p-1", "JOB_NAME=pull-unit", "BUILD_ID=12"];
+    let teamcity = &[
+        "TEAMCITY_VERSION=2025.11",
+        "TEAMCITY_PROJECT_NAME=Shop",
+        "TEAMCITY_BUILDCONF_NAME=Tests",
+        "BUILD_NUMBER=7",
+    ];
+    let drone = &["DRONE_REPO=o/r", "DRONE_BUILD_NUMBER=12", "DRONE_STAGE_NUMBER=1", "DRONE_STAGE_NAME=e2e"];
+    let woodpecker = &[
+        "CI=woodpecker",
+        "CI_REPO=o/r",
+        "CI_PIPELINE_NUMBER=3",
+        "CI_WORKFLOW_NUMBER=1",
+        "CI_WORKFLOW_NAME=lint",
+    ];
+    let steps: &[&str] = &[];
+    // The chain of processes, the job's id, name and run, and whose end is the job's. Those that end with a step may only pause.
+    for (ci, chain, id, name, run, ends, at_once) in [
+        (
+            "azure",
+            &[("Agent.Listener", steps), ("Agent.Worker", azure), ("bash", steps)][..],
+            "vsts_1",
+            "Linux tests",
+            "9",
+            "Agent.Worker",
+            true,
+        ),
+        (
+            "circleci",
+            &[("circleci-runner", steps), ("circleci-agent", circle), ("sh", steps)],
+            "u-1",
+            "unit",
+            "31",
+            "circleci-agent",
+            false,
+        ),
+        (
+            "prow",
+            &[("containerd-shim", prow), ("entrypoint", steps), ("make", steps)],
+            "p-1",
+            "pull-unit",
+            "12",
+            "entrypoint",
+            true,
+        ),
+        ("teamcity", &[("java", teamcity), ("gradle", steps)], "Shop/Tests#7", "Tests", "7", "gradle", false),
+        ("drone", &[("drone-runner", drone), ("step", steps)], "o/r/12/1", "e2e", "12", "step", false),
+        ("woodpecker", &[("agent", woodpecker), ("bash", steps)], "o/r/3/1", "lint", "3", "bash", false),
+    ] {
+        let tree = ci_tree(&programs, chain);
+        let port = tree.get("server").port();
+        let (healthy, claim) = verdict(&daemon, port);
+        let job = &claim["job"];
+        assert_eq!((&job["ci"], &job["id"]), (&ci.into(), &id.into()), "{claim:#}");
+        assert_eq!(
+            (&job["name"], &job["run"], healthy.as_str()),
+            (&name.into(), &run.into(), "healthy"),
+            "{ci}"
+        );
+        tree.get(ends).kill();
+        let expected = if at_once { "leaked" } else { "grace" };
+        eventually(&format!("the end of the {ci} job"), || {
+            (verdict(&daemon, port).0 == expected).then_some(())
+        });
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_custom_system_is_followed_by_its_variables_and_its_worker() {

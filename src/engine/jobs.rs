@@ -235,9 +235,9 @@ impl JobTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::processes::literal;
     use crate::judge::ci::built_in;
-    use crate::model::process::Variables;
+    use crate::model::process::fixtures::literal;
+    use crate::model::process::{Process, Variables};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -264,9 +264,10 @@ mod tests {
             now: i64,
         ) -> Option<JobChange> {
             let systems = built_in();
-            let found = crate::judge::ci::recognize(&systems, &variables);
+            let process = Process { variables, ..literal(pid, ppid, comm) };
+            let found = crate::judge::ci::recognize(&systems, &process);
             let own = found.as_ref().map(|(_, facts)| facts.key.clone());
-            let _ = self.processes.read(literal(pid, ppid, comm), own, at(now));
+            let _ = self.processes.read(process, own, at(now));
             let (system, facts) = found?;
             self.jobs.met(&system, facts, pid, &self.processes, |start| Some(at(start as i64)), at(now))
         }

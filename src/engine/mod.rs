@@ -240,7 +240,7 @@ impl Engine {
         if !process.variables_readable {
             self.counters.attribution_failed("environment_denied");
         }
-        ci::recognize(&self.policy.systems, &process.variables)
+        ci::recognize(&self.policy.systems, process)
     }
 
     fn join(&mut self, (system, facts): Recognised, pid: u32, now: Timestamp) {

@@ -14,8 +14,6 @@ use crate::kernel::netns::{Inhabitants, add_inhabitant};
 use crate::kernel::process::Glance;
 use crate::model::cgroup_path;
 use crate::model::job::JobKey;
-#[cfg(test)]
-use crate::model::process::Variables;
 use crate::model::process::{Ancestor, Process, ProcessId};
 
 /// Ancestries are followed this far: a bound against cycles that a reused pid could make.
@@ -440,27 +438,12 @@ impl ProcessTable {
     }
 }
 
-/// A process as a literal, for tests.
-#[cfg(test)]
-pub(crate) fn literal(pid: u32, ppid: u32, comm: &str) -> Process {
-    Process {
-        id: ProcessId { pid, start: u64::from(pid) },
-        ppid,
-        comm: comm.to_owned(),
-        cmdline: vec![comm.to_owned()],
-        told: None,
-        cgroup: None,
-        netns: None,
-        variables: Variables::default(),
-        variables_readable: true,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use jiff::SignedDuration;
 
     use super::*;
+    use crate::model::process::fixtures::literal;
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 

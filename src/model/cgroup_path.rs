@@ -2,6 +2,8 @@
 
 /// Length of a container id in every OCI runtime's cgroup name.
 const CONTAINER_ID_CHARS: usize = 64;
+/// Length of a UUID.
+const POD_UID_CHARS: usize = 36;
 
 /// The systemd unit of a path: its last service, or its last scope where there is none.
 /// A user's own unit stands below `user@UID.service` and is the more telling one.
@@ -19,6 +21,18 @@ pub fn container(path: &str) -> Option<String> {
         let id = name.rsplit('-').next()?;
         (id.len() == CONTAINER_ID_CHARS && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
             .then(|| id.to_owned())
+    })
+}
+
+/// The uid of the Kubernetes pod of a path: `/kubepods/besteffort/podUID/…`, and as systemd writes it, `…-podUID_WITH_UNDERSCORES.slice`.
+pub fn pod(path: &str) -> Option<String> {
+    path.split('/').find_map(|part| {
+        let name = part.strip_suffix(".slice").unwrap_or(part);
+        let (before, uid) = name.rsplit_once("pod")?;
+        let uid = uid.replace('_', "-");
+        let is_uid =
+            uid.len() == POD_UID_CHARS && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+        (is_uid && (before.is_empty() || before.ends_with('-'))).then_some(uid)
     })
 }
 

@@ -140,6 +140,27 @@ impl Holder {
 }
 
 #[cfg(test)]
+pub(crate) mod fixtures {
+    //! A process as a literal.
+
+    use super::*;
+
+    pub(crate) fn literal(pid: u32, ppid: u32, comm: &str) -> Process {
+        Process {
+            id: ProcessId { pid, start: u64::from(pid) },
+            ppid,
+            comm: comm.to_owned(),
+            cmdline: vec![comm.to_owned()],
+            told: None,
+            cgroup: None,
+            netns: None,
+            variables: Variables::default(),
+            variables_readable: true,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

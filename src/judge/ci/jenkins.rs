@@ -6,14 +6,12 @@
 
 use std::time::Duration;
 
-use super::{Absence, Kin, System, first_process, topmost_of_job};
+use super::{Absence, BETWEEN_STEPS, Kin, System, first_process, topmost_of_job};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
 /// What a job sets a cookie to so that Jenkins spares its processes.
 const SPARED: &str = "dontKillMe";
-/// Between two steps a build may archive, stash or wait inside the JVM. Only a longer silence is believed to be its end.
-const BETWEEN_STEPS: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Jenkins;

@@ -2,11 +2,18 @@
 //!
 //! To add one: write a file with a type that implements [`System`], and name it in [`built_in`].
 
+mod azure;
 mod buildkite;
+mod circleci;
 mod custom;
+mod drone;
 mod github;
 mod gitlab;
 mod jenkins;
+mod prow;
+mod teamcity;
+mod tekton;
+mod woodpecker;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -15,7 +22,11 @@ use std::time::Duration;
 pub use custom::Custom;
 
 use crate::model::job::{JobFacts, JobKey};
-use crate::model::process::{ProcessId, Variables};
+use crate::model::process::{Process, ProcessId, Variables};
+
+/// Where no process lives as long as a job, its steps tell of it: between two of them the agent may fetch, archive or wait by itself.
+/// Only a longer silence is believed to be the job's end.
+const BETWEEN_STEPS: Duration = Duration::from_secs(60);
 
 /// A process on the way from a job's process up to pid 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +63,11 @@ pub trait System: Debug + Send + Sync {
     /// The job that a process's variables name.
     fn recognize(&self, variables: &Variables) -> Option<JobFacts>;
 
+    /// The job that a process is of by itself: by its variables, or by whatever else it was read with.
+    fn recognize_process(&self, process: &Process) -> Option<JobFacts> {
+        if process.variables.is_empty() { None } else { self.recognize(&process.variables) }
+    }
+
     /// The process whose exit ends the job (or, of a job with several in turn, one of them), as an index into the lineage.
     /// The lineage begins with a process whose own variables name the job and goes up to pid 1.
     fn anchor(&self, lineage: &[Kin<'_>]) -> Option<usize>;
@@ -71,16 +87,20 @@ pub fn built_in() -> Vec<Arc<dyn System>> {
         Arc::new(github::GitHub),
         Arc::new(gitlab::GitLab),
         Arc::new(buildkite::Buildkite),
+        Arc::new(azure::Azure),
+        Arc::new(circleci::CircleCi),
+        Arc::new(prow::Prow),
         Arc::new(jenkins::Jenkins),
+        Arc::new(teamcity::TeamCity),
+        Arc::new(drone::Drone),
+        Arc::new(woodpecker::Woodpecker),
+        Arc::new(tekton::Tekton),
     ]
 }
 
-/// The first system that recognises a process's variables; configured ones come first in the list.
-pub fn recognize(systems: &[Arc<dyn System>], variables: &Variables) -> Option<(Arc<dyn System>, JobFacts)> {
-    if variables.is_empty() {
-        return None;
-    }
-    systems.iter().find_map(|system| Some((Arc::clone(system), system.recognize(variables)?)))
+/// The first system that recognises a process; configured ones come first in the list.
+pub fn recognize(systems: &[Arc<dyn System>], process: &Process) -> Option<(Arc<dyn System>, JobFacts)> {
+    systems.iter().find_map(|system| Some((Arc::clone(system), system.recognize_process(process)?)))
 }
 
 /// The nearest process of this name, the first of the lineage left out. A child that was forked and has run nothing yet
