@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::{Failure, environment};
 use crate::config::{self, Settings};
 use crate::engine::{Question, Topic, oneshot};
-use crate::judge::can_bind;
+use crate::judge::{can_bind, ci};
 use crate::kernel::containers::Engines;
 use crate::kernel::process::Reader;
 use crate::kernel::unix_http;
@@ -119,7 +119,7 @@ fn reader_for(settings: &Settings) -> Reader {
     let host = environment("DOCKER_HOST");
     let named = host.as_deref().and_then(|host| host.to_str()?.strip_prefix("unix://")).map(PathBuf::from);
     let engines = named.map_or_else(|| settings.engines.clone(), |named| vec![named]);
-    Reader::new(systems.iter().flat_map(|system| system.variables())).with_engines(Engines::new(engines))
+    Reader::new(ci::variables(&systems)).with_engines(Engines::new(engines))
 }
 
 /// Asks what only a daemon can answer, and says why.

@@ -16,6 +16,7 @@ use super::{ANSWERED, Failure, environment};
 use crate::config::{self, ConfigError, Settings};
 use crate::engine::agent::{Agent, Outside, Watch};
 use crate::engine::{Leak, Notice, Question, Sharing, Topic};
+use crate::judge::ci;
 use crate::kernel::containers::Engines;
 use crate::kernel::memory;
 use crate::kernel::process::Reader;
@@ -83,7 +84,7 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
         ControlSocket::bind(&settings.socket, settings.socket_mode).map_err(|error| error.to_string())?;
     let systems = settings.systems();
     let engines = Engines::new(settings.engines.clone());
-    let reader = Reader::new(systems.iter().flat_map(|system| system.variables())).with_engines(engines);
+    let reader = Reader::new(ci::variables(&systems)).with_engines(engines);
     let reader = Arc::new(reader);
     let watch = Watch { events: settings.sources(), interval: settings.interval };
     let (mut agent, task) = Agent::start(settings.policy(), watch, reader, Journal::new());

@@ -16,7 +16,7 @@ use crate::kernel::Unreadable;
 use crate::kernel::look::Findings;
 use crate::model::answer::{Answer, AnswerSource, Looked, SCHEMA};
 use crate::model::claim::{Binder, Claim, Owner, OwnerType, Peer, SocketRef, Verdict};
-use crate::model::job::{Job, JobKey};
+use crate::model::job::{Job, JobKey, Test};
 use crate::model::nat::NatClaim;
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::Holder;
@@ -172,7 +172,7 @@ impl Engine {
             holders,
             job: self.job(job.as_ref(), step),
             shared_with: self.shared_with(entry),
-            test: None,
+            test: self.test(entry),
             verdict,
             reason,
             nat: None,
@@ -227,6 +227,14 @@ impl Engine {
             .filter(|_| socket.kind() == ClaimKind::Listener)
             .map(|sharing| sharing.jobs.clone())
             .unwrap_or_default()
+    }
+
+    /// The test of whoever bound it, else of whoever has it open; none where those are of several.
+    fn test(&self, entry: &Entry) -> Option<Test> {
+        let by_binder = self.binds.get(entry.socket.key.cookie).and_then(|bound| bound.by.test.as_ref());
+        let mut tests = entry.holders.iter().filter_map(|held| self.processes.test(held.pid));
+        let of_holders = tests.next().filter(|first| tests.all(|test| test == *first));
+        by_binder.or(of_holders).map(|test| Test::clone(test))
     }
 
     /// When it was bound, where that was told; a TCP socket that was not bound then, but began to listen, when it was seen to.

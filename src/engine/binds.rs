@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::model::bind::Bind;
-use crate::model::job::JobKey;
+use crate::model::job::{JobKey, Test};
 use crate::model::socket::Protocol;
 
 /// Closed sockets are remembered this long: a refusal may be told some time after it happened,
@@ -32,6 +33,7 @@ pub(super) struct Binder {
     pub(super) ppid: Option<u32>,
     pub(super) comm: Option<String>,
     pub(super) job: Option<JobKey>,
+    pub(super) test: Option<Arc<Test>>,
 }
 
 /// A bind that succeeded.
@@ -237,7 +239,7 @@ mod tests {
     }
 
     fn by(pid: u32, comm: &str) -> Binder {
-        Binder { pid, start: None, ppid: None, comm: Some(comm.to_owned()), job: None }
+        Binder { pid, start: None, ppid: None, comm: Some(comm.to_owned()), job: None, test: None }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::model::answer::SCHEMA;
 use crate::model::bind::{BindEvent, Outcome};
 use crate::model::claim::{Claim, Owner, OwnerType, SocketRef, Verdict};
 use crate::model::conflict::{Call, Cause, Conflict, Conflicts, Loser};
-use crate::model::job::JobKey;
+use crate::model::job::{JobKey, Test};
 use crate::model::netns::NetnsSelector;
 use crate::model::process::Holder;
 use crate::model::socket::{ClaimKind, Protocol};
@@ -326,6 +326,7 @@ impl Engine {
             loser.uid = loser.uid.or(process.told.map(|(_, uid)| uid));
             (loser.unit, loser.container) = (process.unit, process.container);
             loser.ancestry = process.ancestry;
+            loser.test = process.test.map(|test| Test::clone(&test));
         }
         loser
     }
@@ -435,7 +436,7 @@ impl Engine {
             holders: vec![holder],
             job,
             shared_with: Vec::new(),
-            test: None,
+            test: bound.by.test.as_ref().map(|test| Test::clone(test)),
             verdict: Verdict::Unattributed,
             reason: match bound.until {
                 Some(_) => "it was closed before it could be looked at",

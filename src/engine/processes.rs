@@ -4,16 +4,18 @@
 //! another process. A job is inherited at fork, so a process that blanks its variables or loses its parent keeps it.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::binds::Binder;
 use super::graves::Graves;
 use crate::judge::ci::Kin;
+use crate::judge::test_runner;
 use crate::kernel::netns::{Inhabitants, add_inhabitant};
 use crate::kernel::process::Glance;
 use crate::model::cgroup_path;
-use crate::model::job::JobKey;
+use crate::model::job::{JobKey, Test};
 use crate::model::process::{Ancestor, Process, ProcessId};
 
 /// Ancestries are followed this far: a bound against cycles that a reused pid could make.
@@ -35,6 +37,8 @@ struct Record {
     own_job: Option<JobKey>,
     /// The job it belongs to: its own, else the one it was born into.
     job: Option<JobKey>,
+    /// The test it is of: by itself, or as it was born into it.
+    test: Option<Arc<Test>>,
     /// False where the environment is closed to this program: then that no variable was found proves nothing.
     readable: bool,
     /// When an event or a reading last told of it: a list that was taken before says nothing about it.
@@ -79,6 +83,7 @@ pub(super) struct Remembered {
     pub(super) unit: Option<String>,
     pub(super) container: Option<String>,
     pub(super) job: Option<JobKey>,
+    pub(super) test: Option<Arc<Test>>,
     pub(super) ancestry: Vec<Ancestor>,
 }
 
@@ -120,6 +125,7 @@ impl ProcessTable {
     /// A process was read, at its exec or by a snapshot. `own_job` is what its variables name. A job it was born into
     /// stays, unless its own variables name another; a process met for the first time takes its parent's.
     pub(super) fn read(&mut self, process: Process, own_job: Option<JobKey>, now: Timestamp) -> Pid {
+        let test = self.test_of(&process);
         let Process { id, ppid, comm, cmdline, told, cgroup, netns, variables_readable: readable, .. } =
             process;
         let same = |record: &&Record| record.start.is_none_or(|start| start == id.start);
@@ -149,6 +155,7 @@ impl ProcessTable {
             netns,
             own_job,
             job,
+            test,
             readable,
             recent,
             touched: now,
@@ -159,6 +166,18 @@ impl ProcessTable {
         }
         self.insert(id.pid, record);
         if reused { Pid::Reused } else { Pid::Kept }
+    }
+
+    /// The test of a process that was just read. What its parent was born into it is, unless it names another.
+    fn test_of(&self, process: &Process) -> Option<Arc<Test>> {
+        let same = |record: &&Record| record.start.is_none_or(|start| start == process.id.start);
+        let inherited = match self.records.get(&process.id.pid).filter(same) {
+            Some(record) => record.test.clone(),
+            None => self.test(process.ppid).filter(|_| process.ppid != 1).cloned(),
+        };
+        let found = test_runner::recognize(process, inherited.as_deref())?;
+        // Thousands of processes may be of one test.
+        Some(inherited.filter(|test| **test == found).unwrap_or_else(|| Arc::new(found)))
     }
 
     /// A process ran another program and could not be read: what it copied from its parent at fork is not true any more, but
@@ -217,24 +236,30 @@ impl ProcessTable {
             unit: record.unit.clone(),
             container: record.container.clone(),
             job: record.job.clone(),
+            test: record.test.clone(),
             ancestry: self.ancestry(record.ppid),
         })
     }
 
     /// Who just bound a socket: what is needed of the process later, since it may end.
     pub(super) fn binder(&self, pid: u32) -> Binder {
-        let of = |start: Option<u64>, ppid: u32, comm: &str, job: &Option<JobKey>| Binder {
+        let of = |start: Option<u64>, ppid: u32, comm: &str| Binder {
             pid,
             start,
             ppid: Some(ppid),
             comm: Some(comm).filter(|comm| !comm.is_empty()).map(str::to_owned),
-            job: job.clone(),
+            job: None,
+            test: None,
         };
         if let Some(record) = self.records.get(&pid) {
-            return of(record.start, record.ppid, &record.comm, &record.job);
+            let (job, test) = (record.job.clone(), record.test.clone());
+            return Binder { job, test, ..of(record.start, record.ppid, &record.comm) };
         }
         match self.graves.last(pid, |_| true) {
-            Some(grave) => of(grave.start, grave.ppid, &grave.comm, &grave.job),
+            Some(grave) => {
+                let (job, test) = (grave.job.clone(), grave.test.clone());
+                Binder { job, test, ..of(grave.start, grave.ppid, &grave.comm) }
+            }
             None => Binder { pid, ..Binder::default() },
         }
     }
@@ -327,6 +352,11 @@ impl ProcessTable {
     /// The job of a process.
     pub(super) fn job(&self, pid: u32) -> Option<&JobKey> {
         self.records.get(&pid)?.job.as_ref()
+    }
+
+    /// The test of a process.
+    pub(super) fn test(&self, pid: u32) -> Option<&Arc<Test>> {
+        self.records.get(&pid)?.test.as_ref()
     }
 
     /// Name and arguments of a process.

@@ -1,4 +1,4 @@
-//! Judgement: which job a process belongs to, when a job is over, whether a listener has leaked.
+//! Judgement: which job and which test a process belongs to, when a job is over, whether a listener has leaked.
 //!
 //! Pure functions of values, `now` among them: no clock, no files, no sockets. Tested with literals.
 
@@ -13,3 +13,4 @@ pub mod overlap;
 pub mod owner;
 pub mod setting;
 pub mod sharing;
+pub mod test_runner;

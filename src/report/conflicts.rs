@@ -80,6 +80,9 @@ fn tell_loser(text: &mut String, loser: &Loser) {
     if let Some(job) = &loser.job {
         line(text, format_args!("  job        {}", words::job(job)));
     }
+    if let Some(test) = &loser.test {
+        line(text, format_args!("  test       {}", words::test(test)));
+    }
 }
 
 fn tell_blocker(text: &mut String, blocker: &Claim) {
@@ -89,7 +92,8 @@ fn tell_blocker(text: &mut String, blocker: &Claim) {
         |holder| format!("{} (pid {})", words::comm(holder), holder.pid),
     );
     let job = blocker.job.as_ref().map(|job| format!(" of {}", words::job(job))).unwrap_or_default();
-    line(text, format_args!("  had by     {holder}{job}: {place} {}", Escaped(&blocker.state)));
+    let test = blocker.test.as_ref().map(|test| format!(", test {}", words::test(test))).unwrap_or_default();
+    line(text, format_args!("  had by     {holder}{job}{test}: {place} {}", Escaped(&blocker.state)));
 }
 
 #[cfg(test)]

@@ -267,6 +267,9 @@ fn tell_job(text: &mut String, claim: &Claim, how: &Told<'_>) {
             fact(text, "", &Escaped(url).to_string());
         }
     }
+    if let Some(test) = &claim.test {
+        fact(text, "test", &words::test(test));
+    }
 }
 
 fn nobody_has_it(claim: &Claim) -> String {
@@ -345,6 +348,7 @@ mod tests {
     use super::*;
     use crate::model::claim::Peer;
     use crate::model::claim::fixtures::claim;
+    use crate::model::job::Test;
 
     fn told(answer: &Answer) -> String {
         let text = story(answer, "8081", &TimeZone::UTC);
@@ -397,6 +401,13 @@ mod tests {
             text.contains("bound by   go, pid 7, gone; provider") && text.contains("by inheritance"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_test_is_named_with_its_runner() {
+        let test = Test { framework: "nextest".to_owned(), name: "api::get\u{1b}[2J".to_owned() };
+        let text = told(&answer(vec![Claim { test: Some(test), ..claim() }]));
+        assert!(text.contains("\n  test       nextest api::get\\x1b[2J\n"), "{text}");
     }
 
     #[test]

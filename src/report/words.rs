@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use crate::judge::leak::span;
 use crate::model::claim::Claim;
 use crate::model::escape::Escaped;
-use crate::model::job::{Job, JobState};
+use crate::model::job::{Job, JobState, Test};
 use crate::model::process::Holder;
 
 /// A command line in text is cut after this many characters; JSON has all of it.
@@ -55,6 +55,11 @@ pub(super) fn job(job: &Job) -> String {
         words += &format!(", run {}", Escaped(run));
     }
     words
+}
+
+/// `nextest api::get`.
+pub(super) fn test(test: &Test) -> String {
+    format!("{} {}", Escaped(&test.framework), Escaped(&test.name))
 }
 
 /// `running since 13:40:00 (2m ago)`, `ended at …`.

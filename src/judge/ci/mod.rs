@@ -21,6 +21,7 @@ use std::time::Duration;
 
 pub use custom::Custom;
 
+use super::test_runner;
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::{Process, ProcessId, Variables};
 
@@ -96,6 +97,11 @@ pub fn built_in() -> Vec<Arc<dyn System>> {
         Arc::new(woodpecker::Woodpecker),
         Arc::new(tekton::Tekton),
     ]
+}
+
+/// The environment variables that are read of any process: those of these systems, and those of the runners of tests.
+pub fn variables(systems: &[Arc<dyn System>]) -> impl Iterator<Item = &str> {
+    systems.iter().flat_map(|system| system.variables()).chain(test_runner::VARIABLES.iter().copied())
 }
 
 /// The first system that recognises a process; configured ones come first in the list.
