@@ -22,6 +22,7 @@ use crate::model::container::{Container, Place, Proxy};
 use crate::model::nat::Table;
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::{Holder, Process};
+use crate::model::ranges::RangeSet;
 use crate::model::socket::{ClaimKind, Socket, SocketKey};
 use crate::model::surroundings::Surroundings;
 use crate::model::target::Target;
@@ -486,8 +487,11 @@ impl Look<'_> {
     /// The containers that claims may lead to, and where those live that an address leads to.
     fn containers(&mut self, holders: &[&Holder]) -> (Vec<Container>, Vec<Place>) {
         let is_proxy = |holder: &&Holder| holder.comm.as_deref().and_then(Proxy::named).is_some();
-        let has_rules = |netns: &NetnsFound| netns.nat.as_ref().is_some_and(|nat| !nat.tables.is_empty());
-        let leads_on = holders.iter().any(is_proxy) || self.namespaces.iter().any(has_rules);
+        let asked = self.plan.query.ports.clone().unwrap_or(0..=u16::MAX);
+        let asked = RangeSet::range((*asked.start()).into()..=(*asked.end()).into());
+        let mut tables =
+            self.namespaces.iter().flat_map(|netns| &netns.nat).flat_map(|nat| nat.tables.iter());
+        let leads_on = holders.iter().any(is_proxy) || tables.any(|table| table.may_send(&asked));
         if !self.plan.owners || !(leads_on || holders.iter().any(|holder| holder.container.is_some())) {
             return (Vec::new(), Vec::new());
         }

@@ -151,6 +151,15 @@ pub struct Table {
     pub chains: Vec<Chain>,
 }
 
+impl Table {
+    /// Whether a rule of it may send traffic of these ports elsewhere, on whatever way packets come to that rule.
+    pub fn may_send(&self, ports: &RangeSet) -> bool {
+        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        let mut sending = rules.filter(|rule| matches!(rule.then, Then::Send(_)));
+        sending.any(|rule| rule.traffic.iter().any(|traffic| traffic.ports.meets(ports)))
+    }
+}
+
 /// A claim on ports by a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatClaim {

@@ -37,10 +37,10 @@ pub fn print_bytes(bytes: &[u8]) -> io::Result<()> {
 
 /// Prints one JSON document to standard output.
 pub fn print_json(document: &impl Serialize) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, document)?;
-    out.write_all(b"\n")?;
-    out.flush()
+    // At once: standard output hands on each line by itself.
+    let mut bytes = serde_json::to_vec_pretty(document)?;
+    bytes.push(b'\n');
+    print_bytes(&bytes)
 }
 
 /// Says something to the user on standard error, in one line.
