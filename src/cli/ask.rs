@@ -134,7 +134,7 @@ pub(super) fn ask_daemon_only<T: DeserializeOwned>(path: &str, why_it: &str) -> 
     })
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     config::load(None).unwrap_or_else(|error| {
         report::complain(&format!("{error}; using the defaults (`sniffer check-config` names each)"));
         Settings::default()

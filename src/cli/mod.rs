@@ -6,6 +6,7 @@ mod check_config;
 mod conflicts;
 mod daemon;
 mod doctor;
+mod run;
 mod shell;
 mod verbs;
 
@@ -95,6 +96,11 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Run a command, follow all that it starts, and tell what it leaves behind
+    #[command(
+        after_help = "Examples:\n  sniffer run -- make test\n  sniffer run --name api --fail-on-leak --reap -- ./run-tests.sh\n  go test -exec 'sniffer run --fail-on-leak --' ./...\n\nSignals are handed on. Exit code: the command's (126 and 127 where it cannot be run or found, its signal where one ended it); 3 with --fail-on-leak where it passed and left a held port behind; 2 wrong usage. What is left is told on standard error."
+    )]
+    Run(run::Options),
     /// The agent: watches, judges, exports metrics, answers
     #[command(
         after_help = "Examples:\n  sniffer daemon\n  sniffer daemon --config ./config.toml\n\nSIGTERM ends it, SIGHUP reloads the configuration. SNIFFER_LOG sets the log filter (error, warn, info, debug)."
@@ -142,6 +148,9 @@ struct Options {
     json: bool,
 }
 
+/// `run --fail-on-leak`: the command passed and left something behind.
+const LEAKED: u8 = 3;
+
 /// Why a verb failed: one line on standard error, exit code 2.
 type Failure = String;
 
@@ -157,6 +166,7 @@ pub fn run() -> ExitCode {
             can_bind::wait_free(&target, timeout.as_deref(), &options)
         }
         Verb::Conflicts { since, json } => conflicts::run(since.as_deref(), json),
+        Verb::Run(options) => run::run(&options),
         Verb::Daemon { config } => daemon::run(config.as_deref()),
         Verb::CheckConfig { file } => check_config::run(file),
         Verb::Doctor { json } => doctor::run(json),

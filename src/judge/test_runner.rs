@@ -19,13 +19,18 @@ pub const VARIABLES: &[&str] = &[
     "TEST_TARGET",
     "TEST_SHARD_INDEX",
     "TEST_TOTAL_SHARDS",
-    CTEST,
+    CTEST[0],
+    CTEST[1],
 ];
 
 /// A name that a command was given by `sniffer run --name`.
 pub const NAMED: &str = "SNIFFER_TEST_NAME";
-/// Set by CTest for everything it starts.
-const CTEST: &str = "DASHBOARD_TEST_FROM_CTEST";
+/// Set by CTest for everything it starts: for a dashboard the first, else the second (3.25.1, read off its tests' environment).
+const CTEST: [&str; 2] = ["DASHBOARD_TEST_FROM_CTEST", "CTEST_INTERACTIVE_DEBUG_MODE"];
+/// Programs that run the one that their first argument names.
+const INTERPRETERS: [&str; 6] = ["sh", "bash", "dash", "python3", "perl", "node"];
+/// This program.
+const OURSELVES: &str = "sniffer";
 /// What cargo puts between a name and `.`: the length of its hash.
 const CARGO_HASH_CHARS: usize = 16;
 
@@ -164,11 +169,20 @@ fn jest(arguments: &[String]) -> Option<Test> {
 
 /// CTest starts a test's program and says nothing of its name: the program stands for it, for whatever it starts too.
 fn by_ctest(variables: &Variables, arguments: &[String], inherited: Option<&Test>) -> Option<Test> {
-    variables.get(CTEST)?;
+    CTEST.iter().find_map(|name| variables.get(name))?;
     if inherited.is_some_and(|test| test.framework == "ctest") {
         return None;
     }
-    Some(test("ctest", base(arguments.first()?)))
+    let program = match arguments {
+        [interpreter, script, ..]
+            if INTERPRETERS.contains(&base(interpreter)) && !script.starts_with('-') =>
+        {
+            base(script)
+        }
+        _ => base(arguments.first()?),
+    };
+    // Whoever wraps tests with `sniffer run` means what that runs.
+    (program != OURSELVES).then(|| test("ctest", program))
 }
 
 #[cfg(test)]
@@ -290,6 +304,9 @@ mod tests {
         let ctest = || Variables::from([("DASHBOARD_TEST_FROM_CTEST", "3.25")]);
         let first = recognize(&process(&["/b/test_api", "1"], ctest()), None).unwrap();
         assert_eq!(first, test("ctest", "test_api"));
+        let interactive = Variables::from([("CTEST_INTERACTIVE_DEBUG_MODE", "1")]);
+        assert_eq!(recognize(&process(&["/bin/sh", "/b/test_api"], interactive), None), Some(first.clone()));
+        assert_eq!(recognize(&process(&["/usr/bin/sniffer", "run"], ctest()), None), None);
         assert_eq!(recognize(&process(&["/usr/bin/server"], ctest()), Some(&first)), Some(first));
         let jest = test("jest", "jest");
         let worker = Variables::from([("JEST_WORKER_ID", "3")]);

@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod capability;
 pub mod cgroup;
+pub mod children;
 pub mod clock;
 pub mod containers;
 pub mod descriptors;
@@ -16,6 +17,7 @@ pub mod mounts;
 pub mod nat;
 pub mod netlink;
 pub mod netns;
+pub mod pidfd;
 pub mod probe;
 pub mod proc_events;
 pub mod process;

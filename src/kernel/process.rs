@@ -212,6 +212,15 @@ pub fn start(pid: u32) -> Result<u64, Unreadable> {
     Ok(open(pid)?.stat()?.starttime)
 }
 
+/// Who a process is, and its parent, 0 for none. Errors: it has ended.
+pub fn parentage(pid: u32) -> Result<(ProcessId, u32), Unreadable> {
+    let stat = Stat::from_file(format!("/proc/{pid}/stat"))?;
+    if is_ended(&stat) {
+        return Err(Unreadable::Vanished);
+    }
+    Ok((ProcessId { pid, start: stat.starttime }, u32::try_from(stat.ppid).unwrap_or(0)))
+}
+
 /// The calls in which a bind may go on: bind(2), and io_uring_enter(2), which may run one.
 #[cfg(target_arch = "x86_64")]
 pub const BINDING_CALLS: [u64; 2] = [49, 426];

@@ -5,6 +5,7 @@
 mod can_bind;
 mod conflicts;
 mod findings;
+mod run;
 mod story;
 mod table;
 mod words;
@@ -16,6 +17,7 @@ use serde::Serialize;
 pub use can_bind::can_bind;
 pub use conflicts::conflicts;
 pub use findings::{Check, checks};
+pub use run::run;
 pub use story::story;
 pub use table::{leaks, list};
 
@@ -41,6 +43,12 @@ pub fn print_json(document: &impl Serialize) -> io::Result<()> {
     let mut bytes = serde_json::to_vec_pretty(document)?;
     bytes.push(b'\n');
     print_bytes(&bytes)
+}
+
+/// Says something to the user on standard error, in lines that are harmless already.
+pub fn complain_at_length(text: &str) {
+    // Where standard error is closed there is nobody to tell.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Says something to the user on standard error, in one line.

@@ -6,6 +6,7 @@ mod azure;
 mod buildkite;
 mod circleci;
 mod custom;
+pub mod declared;
 mod drone;
 mod github;
 mod gitlab;
@@ -96,6 +97,7 @@ pub fn built_in() -> Vec<Arc<dyn System>> {
         Arc::new(drone::Drone),
         Arc::new(woodpecker::Woodpecker),
         Arc::new(tekton::Tekton),
+        Arc::new(declared::Declared),
     ]
 }
 

@@ -1,0 +1,155 @@
+//! A command with everything that it starts: orphans become children of this process (a subreaper, prctl(2)), signals are handed on,
+//! and what is left when the command has ended is found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{WaitOptions, WaitStatus, getpid, set_child_subreaper, wait};
+
+use super::process;
+use crate::model::process::ProcessId;
+
+/// Those that are handed on: what people and runners end or steer a command with.
+const HANDED_ON: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+/// `SI_KERNEL` of siginfo.h: the terminal's own signals, which it sends to the command as well.
+const BY_KERNEL: i32 = 0x80;
+/// How often it is looked whether what is left has ended.
+const TICK: Duration = Duration::from_millis(20);
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// A running command, of which nothing gets lost.
+#[derive(Debug)]
+pub struct Family {
+    command: u32,
+    signals: SignalFd,
+}
+
+impl Family {
+    /// Starts a command. Errors: there is no such program, or it cannot be run.
+    #[allow(unsafe_code, reason = "the command is to have no signal blocked that was not before")]
+    pub fn start(mut command: Command) -> io::Result<Self> {
+        set_child_subreaper(Some(getpid()))?;
+        let mut heard = SigSet::empty();
+        HANDED_ON.into_iter().chain([Signal::SIGCHLD]).for_each(|signal| heard.add(signal));
+        // Before the command is there, so that its end cannot be missed.
+        let before = heard.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        // SAFETY: between fork and exec only calls are allowed that are safe in a signal handler, as pthread_sigmask is.
+        unsafe { command.pre_exec(move || Ok(before.thread_set_mask()?)) };
+        let signals = SignalFd::with_flags(&heard, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let child: Child = command.spawn()?;
+        Ok(Family { command: child.id(), signals })
+    }
+
+    /// Waits for the end of the command and hands on signals meanwhile.
+    pub fn wait(&self) -> io::Result<End> {
+        loop {
+            if let Some(end) = self.reap() {
+                return Ok(end);
+            }
+            self.rest(None)?;
+            while let Ok(Some(signal)) = self.signals.read_signal() {
+                self.hand_on(signal.ssi_signo, signal.ssi_code);
+            }
+        }
+    }
+
+    fn hand_on(&self, signal: u32, code: i32) {
+        let signal = i32::try_from(signal).ok().and_then(|signal| Signal::try_from(signal).ok());
+        let command = i32::try_from(self.command).ok().map(Pid::from_raw);
+        if let (Some(signal), Some(command)) = (signal, command)
+            && signal != Signal::SIGCHLD
+            && code != BY_KERNEL
+        {
+            // It may just have ended, and then it is not waited for yet: nobody else has its pid.
+            let _ = kill(command, signal);
+        }
+    }
+
+    /// Waits for a signal, so long at most.
+    fn rest(&self, time: Option<Duration>) -> io::Result<()> {
+        let time = time.map(|time| Timespec { tv_sec: 0, tv_nsec: time.subsec_nanos().into() });
+        match poll(&mut [PollFd::new(&self.signals.as_fd(), PollFlags::IN)], time.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes leave of the children that have ended; answers the command's end.
+    fn reap(&self) -> Option<End> {
+        let mut end = None;
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            if u32::try_from(pid.as_raw_nonzero().get()) == Ok(self.command) {
+                end = Some(how(status));
+            }
+        }
+        end
+    }
+
+    /// What is left of it after so long at most: it ends by itself, or is answered.
+    pub fn left(&self, grace: Duration) -> Vec<ProcessId> {
+        let until = Instant::now() + grace;
+        loop {
+            self.reap();
+            let left = descendants();
+            if left.is_empty() || Instant::now() >= until || self.rest(Some(TICK)).is_err() {
+                return left;
+            }
+            // Signals that nobody is there to get any more.
+            while let Ok(Some(_)) = self.signals.read_signal() {}
+        }
+    }
+}
+
+fn how(status: WaitStatus) -> End {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => End::Code(code),
+        (None, Some(signal)) => End::Signal(signal),
+        (None, None) => End::Code(1),
+    }
+}
+
+/// The processes that descend from this one, by /proc.
+fn descendants() -> Vec<ProcessId> {
+    let mut children: BTreeMap<u32, Vec<ProcessId>> = BTreeMap::new();
+    for pid in process::pids().unwrap_or_default() {
+        if let Ok((id, parent)) = process::parentage(pid) {
+            children.entry(parent).or_default().push(id);
+        }
+    }
+    let mut found: BTreeSet<ProcessId> = BTreeSet::new();
+    let mut parents = vec![std::process::id()];
+    while let Some(parent) = parents.pop() {
+        for child in children.remove(&parent).unwrap_or_default() {
+            found.insert(child);
+            parents.push(child.pid);
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// Ends this process as the command was ended: by the same signal, without another core file.
+pub fn end_by(signal: i32) {
+    use nix::sys::resource::{Resource, setrlimit};
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    if let Ok(signal) = Signal::try_from(signal) {
+        let _ = SigSet::from(signal).thread_unblock();
+        let _ = raise(signal);
+    }
+}
