@@ -6,6 +6,7 @@ mod check_config;
 mod conflicts;
 mod daemon;
 mod doctor;
+mod reap;
 mod run;
 mod shell;
 mod verbs;
@@ -96,6 +97,11 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// End what holds leaked ports, or a port that you name: a plan first, --yes to act
+    #[command(
+        after_help = "Examples:\n  sniffer reap --leaked\n  sniffer reap --job github_1f0c --yes\n  sniffer reap 8081/tcp --yes\n\nNever ends a client, pid 1 or what is exempt (unless you name its port); reaches exactly the process that was planned, or none. Exit code: 0 planned or ended, 1 something did not end, 2 not permitted or no daemon."
+    )]
+    Reap(reap::Options),
     /// Run a command, follow all that it starts, and tell what it leaves behind
     #[command(
         after_help = "Examples:\n  sniffer run -- make test\n  sniffer run --name api --fail-on-leak --reap -- ./run-tests.sh\n  go test -exec 'sniffer run --fail-on-leak --' ./...\n\nSignals are handed on. Exit code: the command's (126 and 127 where it cannot be run or found, its signal where one ended it); 3 with --fail-on-leak where it passed and left a held port behind; 2 wrong usage. What is left is told on standard error."
@@ -166,6 +172,7 @@ pub fn run() -> ExitCode {
             can_bind::wait_free(&target, timeout.as_deref(), &options)
         }
         Verb::Conflicts { since, json } => conflicts::run(since.as_deref(), json),
+        Verb::Reap(options) => reap::run(&options),
         Verb::Run(options) => run::run(&options),
         Verb::Daemon { config } => daemon::run(config.as_deref()),
         Verb::CheckConfig { file } => check_config::run(file),

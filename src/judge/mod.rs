@@ -11,6 +11,7 @@ pub mod leak;
 pub mod nat;
 pub mod overlap;
 pub mod owner;
+pub mod reap;
 pub mod setting;
 pub mod sharing;
 pub mod test_runner;

@@ -18,6 +18,7 @@ pub mod nat;
 pub mod netns;
 pub mod process;
 pub mod ranges;
+pub mod reap;
 pub mod run;
 pub mod socket;
 pub mod surroundings;

@@ -5,6 +5,7 @@
 mod can_bind;
 mod conflicts;
 mod findings;
+mod reap;
 mod run;
 mod story;
 mod table;
@@ -17,6 +18,7 @@ use serde::Serialize;
 pub use can_bind::can_bind;
 pub use conflicts::conflicts;
 pub use findings::{Check, checks};
+pub use reap::reap;
 pub use run::run;
 pub use story::story;
 pub use table::{leaks, list};
