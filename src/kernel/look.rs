@@ -24,7 +24,7 @@ use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::{Holder, Process};
 use crate::model::ranges::RangeSet;
 use crate::model::socket::{ClaimKind, Socket, SocketKey};
-use crate::model::surroundings::Surroundings;
+use crate::model::surroundings::{LocalAddress, Surroundings};
 use crate::model::target::Target;
 
 /// Whether to read the descriptors of every process of the host.
@@ -198,16 +198,14 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
     let own = netns::own()?;
     let taken_at = reader.clock.now();
     let mut gaps = Vec::new();
-    let mut mounts = mounts::own().unwrap_or_else(|gap| {
-        gaps.push(gap);
-        Vec::new()
-    });
+    // Into its own namespace this program needs no way.
+    let at_home = plan.only.as_ref().is_some_and(|only| is_own(only, own));
+    let mut mounts = if at_home { Vec::new() } else { own_mounts(&mut gaps) };
     mounts.extend(plan.netns_mounts.iter().cloned());
-    let inhabitants = match (&plan.inhabitants, &plan.only) {
-        (Some(known), _) => known.clone(),
-        // Into its own namespace this program needs no way.
-        (None, Some(only)) if is_own(only, own) => Inhabitants::new(),
-        (None, _) => inhabitants(&mut gaps),
+    let inhabitants = match &plan.inhabitants {
+        Some(known) => known.clone(),
+        None if at_home => Inhabitants::new(),
+        None => inhabitants(&mut gaps),
     };
     let mut look =
         Look { plan, reader, own, inhabitants, mounts, bound: Vec::new(), namespaces: Vec::new(), gaps };
@@ -285,11 +283,10 @@ impl Look<'_> {
             if self.plan.for_bind {
                 self.tell_options(&mut sockets);
             }
-            Ok(Visited {
-                sockets,
-                surroundings: self.surroundings(entry),
-                nat: makers.map(|makers| self.nat(makers)),
-            })
+            let surroundings = self.surroundings(entry);
+            let addresses = surroundings.as_ref().and_then(|here| here.addresses.as_deref());
+            let nat = makers.map(|makers| self.nat(makers, addresses));
+            Ok(Visited { sockets, nat, surroundings })
         });
         self.gaps.extend(gaps);
         let mut read: HashMap<NetnsKey, Visited> = found.into_iter().collect();
@@ -352,10 +349,12 @@ impl Look<'_> {
         (self.plan.target.is_some() && asked_about).then(surroundings::settings)
     }
 
-    /// The rules of the calling thread's namespace.
-    fn nat(&self, makers: Makers) -> io::Result<NatFound> {
+    /// The rules of the calling thread's namespace, whose addresses may have been read already.
+    fn nat(&self, makers: Makers, addresses: Option<&[LocalAddress]>) -> io::Result<NatFound> {
         let tables = self.reader.nat.read(makers)?;
-        let addresses = (!tables.is_empty()).then(surroundings::addresses).transpose().ok().flatten();
+        let read = || surroundings::addresses().ok();
+        let addresses =
+            (!tables.is_empty()).then(|| addresses.map(<[LocalAddress]>::to_vec).or_else(read)).flatten();
         let addresses = addresses.map(|addresses| addresses.iter().map(|local| local.address).collect());
         Ok(NatFound { tables, addresses })
     }
@@ -501,10 +500,13 @@ impl Look<'_> {
     }
 
     fn places(&self) -> Vec<Place> {
-        let asked = self.inhabitants.is_empty().then(|| inhabitants(&mut Vec::new()));
-        let inhabitants = asked.as_ref().unwrap_or(&self.inhabitants);
-        let entries = netns::merge(self.own, inhabitants, &self.mounts, &self.plan.netns_descriptors);
-        containers::places(entries, inhabitants, &self.mounts)
+        // A look at home has asked for neither.
+        let asked =
+            self.inhabitants.is_empty().then(|| (inhabitants(&mut Vec::new()), own_mounts(&mut Vec::new())));
+        let (inhabitants, mounts) =
+            asked.as_ref().map_or((&self.inhabitants, &self.mounts), |(all, mounts)| (all, mounts));
+        let entries = netns::merge(self.own, inhabitants, mounts, &self.plan.netns_descriptors);
+        containers::places(entries, inhabitants, mounts)
     }
 
     fn finish(mut self, taken_at: Timestamp, found: Holders) -> Findings {
@@ -553,6 +555,13 @@ fn is_own(selector: &NetnsSelector, own: NetnsKey) -> bool {
         NetnsSelector::Name(name) => name == netns::OWN_NAME,
         NetnsSelector::Pid(_) => false,
     }
+}
+
+fn own_mounts(gaps: &mut Vec<Gap>) -> Vec<NetnsMount> {
+    mounts::own().unwrap_or_else(|gap| {
+        gaps.push(gap);
+        Vec::new()
+    })
 }
 
 /// Asks every process for its namespace. Those that refuse are a gap.

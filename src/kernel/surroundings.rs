@@ -1,7 +1,8 @@
 //! The settings and addresses of the calling thread's network namespace that a bind depends on (ip(7), ip-sysctl of the
 //! kernel's documentation, rtnetlink(7)).
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -16,13 +17,19 @@ use crate::model::surroundings::{LocalAddress, Surroundings};
 /// `RTM_GETADDR` of linux/rtnetlink.h.
 const RTM_GETADDR: u16 = 22;
 
+/// A number, or two.
+const NUMBER_BYTES: usize = 64;
+const SHORT_LIST_BYTES: usize = 1024;
+/// All ports, each second by itself.
+const LIST_BYTES: usize = 65_536 * 3;
+
 /// Reads them. What cannot be read is left out.
 pub fn read() -> Surroundings {
-    let is_set = |name: &str| setting(name).is_some_and(|text| text.trim() == "1");
+    let is_set = |name: &str| setting(name, NUMBER_BYTES).is_some_and(|text| text.trim() == "1");
     Surroundings {
         nonlocal_four: is_set("ipv4/ip_nonlocal_bind"),
         nonlocal_six: is_set("ipv6/ip_nonlocal_bind"),
-        six: setting("ipv6/ip_nonlocal_bind").is_some(),
+        six: setting("ipv6/ip_nonlocal_bind", NUMBER_BYTES).is_some(),
         addresses: addresses().ok(),
         interfaces: links::names().map(|names| names.into_iter().collect()).unwrap_or_default(),
         ..settings()
@@ -33,8 +40,8 @@ pub fn read() -> Surroundings {
 pub fn settings() -> Surroundings {
     Surroundings {
         ephemeral: ephemeral().map(|(first, last)| first..=last),
-        reserved: setting("ipv4/ip_local_reserved_ports").map(|text| parse_ranges(&text)).unwrap_or_default(),
-        unprivileged_from: setting("ipv4/ip_unprivileged_port_start")
+        reserved: reserved().map(|text| parse_ranges(&text)).unwrap_or_default(),
+        unprivileged_from: setting("ipv4/ip_unprivileged_port_start", NUMBER_BYTES)
             .and_then(|text| text.trim().parse().ok()),
         windows: is_of_windows(rustix::system::uname().release().to_bytes()),
         ..Surroundings::default()
@@ -48,11 +55,22 @@ fn is_of_windows(release: &[u8]) -> bool {
 
 /// `net.ipv4.ip_local_port_range`: the ports that the kernel chooses from.
 pub fn ephemeral() -> Option<(u16, u16)> {
-    parse_range(&setting("ipv4/ip_local_port_range")?)
+    parse_range(&setting("ipv4/ip_local_port_range", NUMBER_BYTES)?)
 }
 
-fn setting(name: &str) -> Option<String> {
-    fs::read_to_string(format!("/proc/sys/net/{name}")).ok()
+/// `net.ipv4.ip_local_reserved_ports`, which is short nearly everywhere.
+fn reserved() -> Option<String> {
+    let read = |bytes| setting("ipv4/ip_local_reserved_ports", bytes);
+    read(SHORT_LIST_BYTES).filter(|text| text.len() < SHORT_LIST_BYTES / 2).or_else(|| read(LIST_BYTES))
+}
+
+/// A setting of so many bytes at most. It is read at once: of a list the kernel writes as much as there is room for, and nothing to a
+/// second read (`proc_do_large_bitmap` of kernel/sysctl.c).
+fn setting(name: &str, bytes: usize) -> Option<String> {
+    let mut text = vec![0; bytes];
+    let read = File::open(format!("/proc/sys/net/{name}")).ok()?.read(&mut text).ok()?;
+    text.truncate(read);
+    String::from_utf8(text).ok()
 }
 
 fn parse_range(text: &str) -> Option<(u16, u16)> {
@@ -114,6 +132,19 @@ mod tests {
         assert!(is_of_windows(b"5.15.153.1-microsoft-standard-WSL2"));
         assert!(is_of_windows(b"4.4.0-19041-Microsoft"));
         assert!(!is_of_windows(b"6.18.0-amd64") && !is_of_windows(b""));
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_long_list_of_reserved_ports_is_read_whole() {
+        let list: Vec<String> = (0..2000).map(|n| (10_000 + 2 * n).to_string()).collect();
+        let reserved = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            std::fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", list.join(",")).unwrap();
+            settings().reserved
+        });
+        let reserved = reserved.join().unwrap();
+        assert_eq!((reserved.len(), reserved.last()), (2000, Some(&(13_998..=13_998))));
     }
 
     #[test]
