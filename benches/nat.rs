@@ -183,6 +183,17 @@ fn can_bind(rounds: usize) -> Result<Vec<f64>, Failure> {
     Ok(times)
 }
 
+/// Times of a command that does nothing, in milliseconds.
+fn nothing(rounds: usize) -> Result<Vec<f64>, Failure> {
+    let once = |_| {
+        let begun = Instant::now();
+        let output = Command::new("true").output().map_err(|error| error.to_string())?;
+        let took = begun.elapsed().as_secs_f64() * 1000.0;
+        if output.status.success() { Ok(took) } else { Err("true is false".to_owned()) }
+    };
+    (0..rounds).map(once).collect()
+}
+
 fn measure(rounds: usize) -> Result<bool, Failure> {
     let (plain, kube, legacy) = (Netns::new("native")?, Netns::new("kube")?, Netns::new("legacy")?);
     run("ip", &["netns", "exec", &plain.0, "nft", "-f", "-"], &native())?;
@@ -210,6 +221,7 @@ fn measure(rounds: usize) -> Result<bool, Failure> {
         row(format!("{RULES} rules of {what}, changed: {claims} claims"), &changed, Some(READING_MS));
         row(format!("{RULES} rules of {what}, not changed"), &same, None);
     }
+    row("`true`, which does nothing: what a command costs here".to_owned(), &nothing(rounds)?, None);
     row("`sniffer can-bind P`, daemon".to_owned(), &can_bind(rounds)?, Some(CAN_BIND_MS));
     println!("{}", markdown(["measured", "median", "worst", "target", "result"], rows));
     Ok(met)
