@@ -120,6 +120,80 @@ fn signals_are_handed_on() {
     }
 }
 
+/// Runs Python, which becomes `sniffer run`.
+fn after(preparation: &str, options: &[&str], command: &[&str]) -> Output {
+    let run: Vec<String> = [&["sniffer", "run"][..], options, &["--"], command]
+        .concat()
+        .iter()
+        .map(|word| format!("{word:?}"))
+        .collect();
+    let script =
+        format!("import os, signal, subprocess\n{preparation}\nos.execv({SNIFFER:?}, [{}])", run.join(", "));
+    Command::new("python3").args(["-c", &script]).output().unwrap()
+}
+
+#[test]
+fn it_hears_of_its_commands_end_though_nobody_was_to_be_told() {
+    let output = after("signal.signal(signal.SIGCHLD, signal.SIG_IGN)", &[], &["sh", "-c", "exit 4"]);
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
+}
+
+#[test]
+fn what_was_there_before_is_not_the_commands() {
+    let start = "earlier = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\nprint(earlier.pid, flush=True)";
+    let output = after(start, &["--reap", "--grace", "0s"], &["true"]);
+    let earlier: u32 = text(&output.stdout).trim().parse().unwrap();
+    assert!(is_alive(earlier), "{}", text(&output.stderr));
+    end(earlier);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_what_was_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let (command, said) = leaves_a_server(directory.path(), "60");
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let mut child = sniffer_run(&["--grace", "50s"], &command)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let (pid, _) = eventually("only the server is left", || {
+        let (pid, port) = said.exists().then(|| pid_and_port(&said))?;
+        (fs::read_to_string(&children).ok()?.trim() == pid.to_string()).then_some((pid, port))
+    });
+    let began = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    child.wait().unwrap();
+    end(pid);
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_said_before_anything_is_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let mark = directory.path().join("mark");
+    let output = sniffer_run(&["--report", "/nonexistent/x.json"], &["touch", mark.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!((output.status.code(), mark.exists()), (Some(2), false), "{}", text(&output.stderr));
+}
+
+#[test]
+fn what_starts_while_the_rest_is_ended_is_ended_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let heir = directory.path().join("heir");
+    // Asked to end, it leaves another one.
+    let script = format!(
+        "(trap 'sleep 60 & echo $! > {0}.new; mv {0}.new {0}; exit' TERM; : > {0}.ready; while :; do sleep 0.02; done) & while [ ! -e {0}.ready ]; do sleep 0.01; done",
+        heir.display()
+    );
+    let output = sniffer_run(&["--reap", "--grace", "0s"], &["sh", "-c", &script]).output().unwrap();
+    let pid: u32 = fs::read_to_string(&heir).unwrap().trim().parse().unwrap();
+    assert!(!is_alive(pid), "{}", text(&output.stderr));
+}
+
 #[test]
 fn a_listener_that_was_left_is_told_and_fails_the_command_if_asked_to() {
     let directory = tempfile::tempdir().unwrap();

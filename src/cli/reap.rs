@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
 use super::ask::{Whom, ask};
 use super::{ANSWERED, Failure, OTHERWISE, printed};
@@ -14,15 +14,18 @@ use crate::kernel::descriptors::{self, Descriptor};
 use crate::kernel::pidfd::{self, Ended, Handle};
 use crate::kernel::{Unreadable, process};
 use crate::model::answer::SCHEMA;
+use crate::model::claim::Claim;
 use crate::model::process::ProcessId;
 use crate::model::reap::{Doomed, Reap};
+use crate::model::socket::ClaimKind;
 use crate::model::target::{Target, TargetError};
 use crate::report;
 
 /// Time between SIGTERM and SIGKILL.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The daemon's reckoning of a start and ours may differ by so much: a tick, and a clock that was read twice.
-const SAME_START: SignedDuration = SignedDuration::from_millis(50);
+/// The daemon's reckoning of a start and ours may differ by so much: a tick, and a wall clock that was set by less than the daemon takes
+/// for a step. That it has the very same socket open is asked besides.
+const SAME_START: SignedDuration = SignedDuration::from_millis(600);
 
 /// Options of `reap`.
 #[derive(Debug, Args)]
@@ -60,7 +63,9 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
     let netns = options.netns.as_deref().map(str::parse).transpose();
     let netns = netns.map_err(|why: String| format!("--netns: {why}"))?;
     let answer = ask(&Question { topic, netns }, whom)?;
-    let mut reap = Reap { schema: SCHEMA, acted: options.yes, processes: plan(&answer.claims, &wish) };
+    let processes = plan(&answer.claims, &wish);
+    let mut reap =
+        Reap { schema: SCHEMA, acted: options.yes, incomplete: answer.incomplete.clone(), processes };
     if options.yes {
         permitted(&reap.processes)?;
         act(&mut reap.processes);
@@ -77,12 +82,19 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
     if refused > 0 {
         return Err(format!("{refused} processes may not be ended by this user; run as root"));
     }
-    let stayed = reap.processes.iter().any(|doomed| doomed.outcome == Some(STAYED));
+    let unseen = |claim: &&Claim| {
+        matches!(claim.kind, ClaimKind::Listener | ClaimKind::Bound) && claim.holders.is_empty()
+    };
+    if let Some(claim) = answer.claims.iter().find(unseen) {
+        return Err(format!("who holds port {} could not be seen; run as root", claim.port));
+    }
+    let stayed = reap.processes.iter().any(|doomed| [Some(STAYED), Some(LET_GO)].contains(&doomed.outcome));
     Ok(if stayed { OTHERWISE } else { ANSWERED })
 }
 
 const NOT_PERMITTED: &str = "not permitted";
 const STAYED: &str = "stayed";
+const LET_GO: &str = "has let go of it since";
 
 /// Root may end every process, others their own. Nothing is done where one of them may not be ended.
 fn permitted(processes: &[Doomed]) -> Result<(), Failure> {
@@ -111,8 +123,9 @@ fn act(processes: &mut [Doomed]) {
                 handles.push(handle);
                 held.push(doomed);
             }
-            Err(Unreadable::Vanished) => doomed.outcome = Some("gone"),
-            Err(_) => doomed.outcome = Some(NOT_PERMITTED),
+            Err(Unheld::Gone) => doomed.outcome = Some("gone"),
+            Err(Unheld::LetGo) => doomed.outcome = Some(LET_GO),
+            Err(Unheld::Denied) => doomed.outcome = Some(NOT_PERMITTED),
         }
     }
     for (doomed, outcome) in held.into_iter().zip(pidfd::end(&handles, PATIENCE)) {
@@ -125,17 +138,40 @@ fn act(processes: &mut [Doomed]) {
     }
 }
 
+/// Why a process was not taken hold of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unheld {
+    /// It has ended.
+    Gone,
+    /// The pid is another's now, or it does not have that socket open any more.
+    LetGo,
+    /// It is closed to this user.
+    Denied,
+}
+
+impl From<Unreadable> for Unheld {
+    fn from(why: Unreadable) -> Self {
+        if why == Unreadable::Vanished { Unheld::Gone } else { Unheld::Denied }
+    }
+}
+
 /// Takes hold of the process that was planned: the one that began at that time, and has that very socket open now.
-fn hold(doomed: &Doomed, clock: &BootClock) -> Result<Handle, Unreadable> {
+fn hold(doomed: &Doomed, clock: &BootClock) -> Result<Handle, Unheld> {
     let handle = Handle::open(ProcessId { pid: doomed.pid, start: process::start(doomed.pid)? })?;
-    let same = |planned: Timestamp| {
-        let now = clock.at_ticks(handle.id().start);
-        now.is_some_and(|now| now.duration_since(planned).abs() <= SAME_START)
-    };
-    let has_it = doomed.holds.iter().any(|held| {
-        descriptors::refers_to(Descriptor { pid: doomed.pid, fd: held.fd }, held.inode) == Ok(true)
-    });
-    if doomed.start_time.is_some_and(same) && has_it { Ok(handle) } else { Err(Unreadable::Vanished) }
+    let now = clock.at_ticks(handle.id().start);
+    let same = doomed
+        .start_time
+        .zip(now)
+        .is_some_and(|(planned, now)| now.duration_since(planned).abs() <= SAME_START);
+    if !same {
+        return Err(Unheld::LetGo);
+    }
+    for held in &doomed.holds {
+        if descriptors::refers_to(Descriptor { pid: doomed.pid, fd: held.fd }, held.inode)? {
+            return Ok(handle);
+        }
+    }
+    Err(Unheld::LetGo)
 }
 
 #[cfg(test)]
@@ -181,10 +217,10 @@ mod tests {
         let it = own(fd, inode, &clock);
         assert!(hold(&it, &clock).is_ok());
         let let_go = own(fd, inode + 1, &clock);
-        assert_eq!(hold(&let_go, &clock).err(), Some(Unreadable::Vanished), "it has another socket there");
+        assert_eq!(hold(&let_go, &clock).err(), Some(Unheld::LetGo), "it has another socket there");
         let began = it.start_time.map(|start| start - SignedDuration::from_secs(1));
         let other = Doomed { start_time: began, ..it.clone() };
-        assert_eq!(hold(&other, &clock).err(), Some(Unreadable::Vanished), "its pid was another's then");
-        assert_eq!(hold(&Doomed { start_time: None, ..it }, &clock).err(), Some(Unreadable::Vanished));
+        assert_eq!(hold(&other, &clock).err(), Some(Unheld::LetGo), "its pid was another's then");
+        assert_eq!(hold(&Doomed { start_time: None, ..it }, &clock).err(), Some(Unheld::LetGo));
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -15,11 +16,13 @@ use super::{Failure, LEAKED};
 use crate::judge::ci::{self, declared};
 use crate::judge::test_runner;
 use crate::kernel::children::{self, End, Family};
+use crate::kernel::descriptors;
 use crate::kernel::look::{self, Describe, Everywhere, Plan, Search, WhenFree};
 use crate::kernel::netns::{self, Inhabitants};
 use crate::kernel::pidfd::{self, Ended, Handle};
 use crate::kernel::process::Reader;
-use crate::kernel::sock_diag::{Depth, DiagQuery};
+use crate::kernel::sock_diag::{self, Depth, DiagQuery};
+use crate::kernel::{Gap, Unreadable};
 use crate::model::answer::SCHEMA;
 use crate::model::process::ProcessId;
 use crate::model::run::{LeftPort, Leftover, Run};
@@ -64,6 +67,15 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
     let Some((program, arguments)) = options.command.split_first() else {
         return Err("no command".to_owned());
     };
+    if !children::proc_is_own() {
+        return Err(
+            "/proc is of another pid namespace, so the command cannot be followed: mount one of its own"
+                .to_owned(),
+        );
+    }
+    // Before anything is run: what cannot be reported is no wish to begin with.
+    let report_to = options.report.as_ref().map(fs::File::create).transpose();
+    let report_to = report_to.map_err(|error| format!("--report: {error}"))?;
     let mut command = Command::new(program);
     command.args(arguments);
     if let Some(name) = &options.name {
@@ -74,7 +86,8 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
     let itself = reader.read(std::process::id()).ok();
     let of_job = itself.as_ref().and_then(|own| ci::recognize(&systems, own)).is_some();
     if let (false, Some(own)) = (of_job, &itself) {
-        command.env(declared::RUN, format!("{}.{}", own.id.pid, own.id.start));
+        let namespace = fs::metadata("/proc/self/ns/pid").map_or(0, |meta| meta.ino());
+        command.env(declared::RUN, format!("{}.{}.{namespace}", own.id.pid, own.id.start));
     }
     let family = match Family::start(command) {
         Ok(family) => family,
@@ -85,15 +98,26 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
     };
     let end = family.wait().map_err(|error| format!("cannot wait for the command: {error}"))?;
     let left = family.left(grace);
+    family.hear();
     let mut run = told(options, end, &left, &reader);
     if options.reap {
-        reap(&mut run, &left);
+        reap(&mut run, &left, &family, &reader);
     }
     report::complain_at_length(&report::run(&run, reader.clock.now(), &super::zone()));
-    if let Some(file) = &options.report {
-        let written =
-            serde_json::to_vec_pretty(&run).map_err(io::Error::from).and_then(|json| fs::write(file, json));
-        written.map_err(|error| format!("--report {}: {error}", file.display()))?;
+    if let Some(mut file) = report_to {
+        let written = serde_json::to_vec_pretty(&run).map_err(io::Error::from);
+        // The command's end counts for more than ours.
+        if let Err(error) = written.and_then(|json| file.write_all(&json)) {
+            report::complain(&format!("--report: {error}"));
+        }
+    }
+    if options.fail_on_leak
+        && end == End::Code(0)
+        && !run.leaked()
+        && !run.left.is_empty()
+        && !run.incomplete.is_empty()
+    {
+        return Err("what is left could not be seen whole, so it may hold ports; run as root".to_owned());
     }
     Ok(exit(end, options.fail_on_leak && run.leaked()))
 }
@@ -123,13 +147,7 @@ fn told(options: &Options, end: End, left: &[ProcessId], reader: &Reader) -> Run
     if left.is_empty() {
         return run;
     }
-    let mut ports = match ports(left, reader) {
-        Ok(ports) => ports,
-        Err(why) => {
-            run.incomplete.push(why);
-            HashMap::new()
-        }
-    };
+    let mut ports = ports(left, reader, &mut run.incomplete);
     let leftover = |id: &ProcessId| {
         let process = reader.describe(id.pid, 0);
         // It may have ended by now, and then nothing of it is left.
@@ -144,7 +162,7 @@ fn told(options: &Options, end: End, left: &[ProcessId], reader: &Reader) -> Run
 }
 
 /// The ports that these processes hold.
-fn ports(left: &[ProcessId], reader: &Reader) -> Result<HashMap<u32, Vec<LeftPort>>, String> {
+fn ports(left: &[ProcessId], reader: &Reader, incomplete: &mut Vec<String>) -> HashMap<u32, Vec<LeftPort>> {
     let pids: Vec<u32> = left.iter().map(|id| id.pid).collect();
     let mut inhabitants = Inhabitants::new();
     for (pid, inode) in netns::of_processes(&pids).0 {
@@ -154,11 +172,11 @@ fn ports(left: &[ProcessId], reader: &Reader) -> Result<HashMap<u32, Vec<LeftPor
         query: DiagQuery { ports: None, depth: Depth::Everything },
         target: None,
         only: None,
-        inhabitants: Some(inhabitants),
+        inhabitants: Some(inhabitants.clone()),
         netns_descriptors: BTreeMap::new(),
         netns_mounts: Vec::new(),
         search: Search {
-            first: pids,
+            first: pids.clone(),
             everywhere: Everywhere::Never,
             when_free: WhenFree::Say,
             connections: false,
@@ -171,7 +189,22 @@ fn ports(left: &[ProcessId], reader: &Reader) -> Result<HashMap<u32, Vec<LeftPor
         owners: false,
         for_bind: false,
     };
-    let findings = look::look(&plan, reader).map_err(|error| format!("which ports are held: {error:?}"))?;
+    reader.open_files.begin(|| !sock_diag::lists_bound_sockets());
+    let findings = match look::look(&plan, reader) {
+        Ok(findings) => findings,
+        Err(error) => {
+            incomplete.push(format!("which ports are held: {error:?}"));
+            return HashMap::new();
+        }
+    };
+    let matters = |gap: &&Gap| match gap {
+        Gap::EnterNetns(inode, _) | Gap::ReadNetns(inode, _) => inhabitants.contains_key(inode),
+        gap => matches!(gap, Gap::BoundSockets),
+    };
+    incomplete.extend(findings.gaps.iter().filter(matters).map(ToString::to_string));
+    let closed = descriptors::scan(&pids, Some(&HashSet::new()), 1).denied;
+    incomplete
+        .extend((closed > 0).then(|| format!("the open files of {closed} of the processes that are left")));
     let mut ports: HashMap<u32, Vec<LeftPort>> = HashMap::new();
     for netns in &findings.namespaces {
         for socket in netns.sockets.iter().flatten() {
@@ -192,21 +225,46 @@ fn ports(left: &[ProcessId], reader: &Reader) -> Result<HashMap<u32, Vec<LeftPor
         }
     }
     ports.values_mut().for_each(|held| held.sort_by_key(|port| (port.port, port.protocol, port.address)));
-    Ok(ports)
+    ports
 }
 
-/// Ends what is left, with whatever that starts meanwhile: it has no time for more than a few rounds.
-fn reap(run: &mut Run, left: &[ProcessId]) {
-    let handles: Vec<Handle> = left.iter().filter_map(|id| Handle::open(*id).ok()).collect();
-    let outcomes = pidfd::end(&handles, REAP_PATIENCE);
-    let by_pid: HashMap<u32, &str> =
-        handles.iter().zip(outcomes).map(|(handle, outcome)| (handle.id().pid, words(outcome))).collect();
-    for left in &mut run.left {
-        left.ended = Some(by_pid.get(&left.process.pid).copied().unwrap_or("has ended"));
+/// Ends what is left, and whatever that starts meanwhile, in a few rounds.
+fn reap(run: &mut Run, left: &[ProcessId], family: &Family, reader: &Reader) {
+    const ROUNDS: usize = 4;
+    let mut doomed = left.to_vec();
+    for _ in 0..ROUNDS {
+        let mut handles = Vec::new();
+        for id in &doomed {
+            match Handle::open(*id) {
+                Ok(handle) => handles.push(handle),
+                Err(Unreadable::Vanished) => note(run, *id, "has ended", reader),
+                Err(_) => note(run, *id, words(Err(Unreadable::Denied)), reader),
+            }
+        }
+        let outcomes = pidfd::end(&handles, REAP_PATIENCE);
+        for (handle, outcome) in handles.iter().zip(outcomes) {
+            note(run, handle.id(), words(outcome), reader);
+        }
+        doomed = family.left(Duration::ZERO);
+        if doomed.is_empty() {
+            return;
+        }
+    }
+    doomed.iter().for_each(|id| note(run, *id, words(Ok(Ended::Stayed)), reader));
+}
+
+/// Notes what became of a leftover, which may have appeared since.
+fn note(run: &mut Run, id: ProcessId, ended: &'static str, reader: &Reader) {
+    match run.left.iter_mut().find(|left| left.process.pid == id.pid) {
+        Some(left) => left.ended = Some(ended),
+        None => {
+            let process = reader.describe(id.pid, 0);
+            run.left.push(Leftover { process, ports: Vec::new(), ended: Some(ended) });
+        }
     }
 }
 
-fn words(outcome: Result<Ended, crate::kernel::Unreadable>) -> &'static str {
+fn words(outcome: Result<Ended, Unreadable>) -> &'static str {
     match outcome {
         Ok(Ended::Gracefully) => "ended",
         Ok(Ended::Killed) => "killed",

@@ -84,6 +84,8 @@ pub struct Engine {
     gaps: Gaps,
     /// When the list of processes was taken that was last told.
     listed_at: Timestamp,
+    /// Whether that was of the whole host.
+    sees_host: bool,
     notices: Vec<Notice>,
     leaks: HashMap<SocketKey, Leak>,
     binds: BindTable,
@@ -109,6 +111,7 @@ impl Engine {
             netns_mounts: Vec::new(),
             gaps: Gaps::default(),
             listed_at: Timestamp::UNIX_EPOCH,
+            sees_host: true,
             notices: Vec::new(),
             leaks: HashMap::new(),
             binds: BindTable::default(),
@@ -189,13 +192,12 @@ impl Engine {
             })
             .collect();
         for (pid, recognised) in read {
-            if let Some(recognised) = recognised {
-                self.join(recognised, pid, now);
-            }
+            self.join_own(recognised, pid, now);
         }
         self.processes.settle_jobs();
         self.processes.moved(&list.netns);
         self.gaps.processes = list.gaps;
+        self.sees_host = list.of_host;
         self.listed_at = list.taken_at;
         let clock = self.clock;
         let changes = self.jobs.reconsider(&self.processes, |ticks| clock.at_ticks(ticks));
@@ -211,7 +213,7 @@ impl Engine {
 
     /// Decides about jobs that were met without the process that ends them.
     fn decide_jobs(&mut self, now: Timestamp) {
-        let all_seen = self.gaps.processes.is_empty() && self.processes.all_readable();
+        let all_seen = self.sees_host && self.gaps.processes.is_empty() && self.processes.all_readable();
         let all_seen_at = all_seen.then_some(self.listed_at);
         let watching = self.watching == Watching::Continuously;
         let changes = self.jobs.decide_unanchored(&self.processes, all_seen_at, watching, now);
@@ -221,7 +223,14 @@ impl Engine {
     fn meet(&mut self, process: Process, now: Timestamp) {
         let recognised = self.recognise(&process);
         let pid = self.enter(process, recognised.as_ref(), now);
-        if let Some(recognised) = recognised {
+        self.join_own(recognised, pid, now);
+    }
+
+    /// Makes a process one of the job that was recognised, unless the table knows better: a `sniffer run` inside a job is none.
+    fn join_own(&mut self, recognised: Option<Recognised>, pid: u32, now: Timestamp) {
+        if let Some(recognised) =
+            recognised.filter(|(_, facts)| self.processes.own_job(pid) == Some(&facts.key))
+        {
             self.join(recognised, pid, now);
         }
     }

@@ -53,6 +53,7 @@ fn processes(reader: &Reader, findings: &Findings) -> ProcessList {
         netns: lineage.values().filter_map(|process| Some((process.id.pid, process.netns?))).collect(),
         fresh: lineage.into_values().collect(),
         gaps: Vec::new(),
+        of_host: true,
     }
 }
 

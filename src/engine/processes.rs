@@ -139,6 +139,9 @@ impl ProcessTable {
             Some(record) => record.job.clone(),
             None => self.job(ppid).filter(|_| ppid != 1).cloned(),
         };
+        // A command that is followed inside of a job is a part of that job.
+        let of_job = inherited.as_ref().is_some_and(|job: &JobKey| !job.is_run());
+        let own_job = own_job.filter(|own| !(own.is_run() && of_job));
         let unit = cgroup.as_deref().and_then(cgroup_path::unit);
         let container = cgroup.as_deref().and_then(cgroup_path::container);
         let told = told.or_else(|| known.and_then(|record| record.told.clone()));
@@ -175,7 +178,8 @@ impl ProcessTable {
             Some(record) => record.test.clone(),
             None => self.test(process.ppid).filter(|_| process.ppid != 1).cloned(),
         };
-        let found = test_runner::recognize(process, inherited.as_deref())?;
+        let parent = self.records.get(&process.ppid).map(|parent| parent.comm.as_str());
+        let found = test_runner::recognize(process, parent, inherited.as_deref())?;
         // Thousands of processes may be of one test.
         Some(inherited.filter(|test| **test == found).unwrap_or_else(|| Arc::new(found)))
     }
@@ -352,6 +356,11 @@ impl ProcessTable {
     /// The job of a process.
     pub(super) fn job(&self, pid: u32) -> Option<&JobKey> {
         self.records.get(&pid)?.job.as_ref()
+    }
+
+    /// The job that its own variables name.
+    pub(super) fn own_job(&self, pid: u32) -> Option<&JobKey> {
+        self.records.get(&pid)?.own_job.as_ref()
     }
 
     /// The test of a process.

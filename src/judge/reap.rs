@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::owner::SHORT_ID_CHARS;
 use crate::model::claim::{Claim, Verdict};
 use crate::model::container::Proxy;
 use crate::model::process::Holder;
@@ -42,9 +43,10 @@ pub fn plan(claims: &[Claim], wish: &Wish) -> Vec<Doomed> {
                 user: holder.user.clone(),
                 cmdline: holder.cmdline.clone(),
                 holds: Vec::new(),
-                spared: spared(claim, holder),
+                spared: None,
                 outcome: None,
             });
+            entry.spared = entry.spared.take().or_else(|| spared(claim, holder));
             entry.holds.push(Held {
                 protocol: claim.protocol,
                 address: claim.address,
@@ -65,11 +67,20 @@ fn spared(claim: &Claim, holder: &Holder) -> Option<String> {
         let unit = claim.owner.name.as_deref().unwrap_or("the unit");
         return Some(format!("pid 1 keeps it for a unit: stop the socket unit of {unit}"));
     }
-    if holder.comm.as_deref().and_then(Proxy::named).is_some() && claim.owner.container.is_some() {
-        let name = claim.owner.name.as_deref().unwrap_or("it");
-        return Some(format!("it holds the port for a container: stop container {name}"));
+    if let Some(id) = &holder.container {
+        let id = id.get(..SHORT_ID_CHARS).unwrap_or(id);
+        return Some(format!("it runs in a container: stop container {id}"));
     }
-    None
+    match holder.comm.as_deref()? {
+        // An engine that could not be asked which container it is for is still no process to end.
+        comm if Proxy::named(comm).is_some() => {
+            let which = claim.owner.container.as_ref().and(claim.owner.name.as_deref());
+            let end = which.map_or_else(|| "stop that".to_owned(), |name| format!("stop container {name}"));
+            Some(format!("it holds the port for a container: {end}"))
+        }
+        "systemd" => Some("it keeps it for a user's unit: stop that socket unit".to_owned()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -118,8 +129,19 @@ mod tests {
             ..Owner::new(OwnerType::Container, Some("web".to_owned()))
         };
         let proxy = Claim { holders: vec![holder(7, "docker-proxy")], owner, ..claim() };
-        let spared = super::plan(&[proxy], &Wish::Named)[0].spared.clone();
-        assert_eq!(spared.as_deref(), Some("it holds the port for a container: stop container web"));
+        let spared = |claims: &[Claim]| super::plan(claims, &Wish::Named)[0].spared.clone();
+        assert_eq!(
+            spared(std::slice::from_ref(&proxy)).as_deref(),
+            Some("it holds the port for a container: stop container web")
+        );
+        // Nobody could be asked whose container it is.
+        let unknown = Claim { owner: Owner::new(OwnerType::Process, None), ..proxy };
+        assert!(spared(&[unknown]).is_some());
+        let inside = Holder { container: Some("4f1c9e0b7a6d5c4b".to_owned()), ..holder(8, "server") };
+        let inside = Claim { holders: vec![inside], ..claim() };
+        assert_eq!(spared(&[inside]).as_deref(), Some("it runs in a container: stop container 4f1c9e0b7a6d"));
+        let users = Claim { holders: vec![holder(9, "systemd")], ..claim() };
+        assert!(spared(&[users]).is_some());
     }
 
     #[test]

@@ -34,12 +34,13 @@ const OURSELVES: &str = "sniffer";
 /// What cargo puts between a name and `.`: the length of its hash.
 const CARGO_HASH_CHARS: usize = 16;
 
-/// The test of a process that has just begun to run a program, or was met. `inherited` is that of its parent.
-pub fn recognize(process: &Process, inherited: Option<&Test>) -> Option<Test> {
+/// The test of a process that has just begun to run a program, or was met. `parent` is the name of its parent, `inherited` that one's
+/// test.
+pub fn recognize(process: &Process, parent: Option<&str>, inherited: Option<&Test>) -> Option<Test> {
     let Process { variables, cmdline, .. } = process;
     let own = by_variables(variables)
         .or_else(|| by_arguments(cmdline))
-        .or_else(|| by_ctest(variables, cmdline, inherited));
+        .or_else(|| by_ctest(variables, cmdline, parent));
     let worker =
         variables.get("JEST_WORKER_ID").filter(|_| inherited.is_some_and(|test| test.framework == "jest"));
     // jest-worker is used by others too: only below jest is its worker one of tests.
@@ -127,9 +128,15 @@ fn pytest(arguments: &[String]) -> Option<Test> {
         let script = if first == "-m" { rest.next()? } else { first };
         is_pytest(script).then_some(())?;
     }
-    let places: Vec<&str> = rest
-        .map(String::as_str)
-        .filter(|argument| !argument.starts_with('-') && argument.contains(['/', '.', ':']))
+    // Behind an option a word may be its value: only what stands before, or is surely a test, counts.
+    let arguments: Vec<&str> = rest.map(String::as_str).collect();
+    let options = arguments.iter().position(|argument| argument.starts_with('-')).unwrap_or(arguments.len());
+    let is_test = |argument: &str| argument.contains(".py::") && !argument.starts_with('-');
+    let places: Vec<&str> = arguments
+        .iter()
+        .enumerate()
+        .filter(|(index, argument)| *index < options || is_test(argument))
+        .map(|(_, argument)| *argument)
         .collect();
     Some(test("pytest", if places.is_empty() { "pytest".to_owned() } else { places.join(" ") }))
 }
@@ -167,12 +174,11 @@ fn jest(arguments: &[String]) -> Option<Test> {
     is_jest.then(|| test("jest", "jest"))
 }
 
-/// CTest starts a test's program and says nothing of its name: the program stands for it, for whatever it starts too.
-fn by_ctest(variables: &Variables, arguments: &[String], inherited: Option<&Test>) -> Option<Test> {
+/// CTest starts a test's program and says nothing of its name: the program stands for it. What that starts has the variable too, and
+/// names nothing.
+fn by_ctest(variables: &Variables, arguments: &[String], parent: Option<&str>) -> Option<Test> {
     CTEST.iter().find_map(|name| variables.get(name))?;
-    if inherited.is_some_and(|test| test.framework == "ctest") {
-        return None;
-    }
+    parent.filter(|parent| ["ctest", OURSELVES].contains(parent))?;
     let program = match arguments {
         [interpreter, script, ..]
             if INTERPRETERS.contains(&base(interpreter)) && !script.starts_with('-') =>
@@ -196,7 +202,7 @@ mod tests {
     }
 
     fn told(arguments: &[&str]) -> Option<(String, String)> {
-        let found = recognize(&process(arguments, Variables::default()), None)?;
+        let found = recognize(&process(arguments, Variables::default()), None, None)?;
         Some((found.framework, found.name))
     }
 
@@ -241,7 +247,7 @@ mod tests {
                 "smoke",
             ),
         ] {
-            let found = recognize(&process(&["/bin/sh"], variables), None).unwrap();
+            let found = recognize(&process(&["/bin/sh"], variables), None, None).unwrap();
             assert_eq!((found.framework.as_str(), found.name.as_str()), (framework, name));
         }
         for nothing in [
@@ -250,7 +256,7 @@ mod tests {
             Variables::from([("JEST_WORKER_ID", "1")]),
             Variables::from([("NEXTEST_TEST_NAME", "")]),
         ] {
-            assert_eq!(recognize(&process(&["/bin/sh"], nothing.clone()), None), None, "{nothing:?}");
+            assert_eq!(recognize(&process(&["/bin/sh"], nothing.clone()), None, None), None, "{nothing:?}");
         }
     }
 
@@ -260,11 +266,15 @@ mod tests {
         assert_told(&["/tmp/go-build12/b001/provider.test", "-test.v=true"], "go", "provider.test");
         assert_told(&["./gateway.test", "-test.run=TestA"], "go", "gateway.test");
         assert_told(
-            &["/usr/bin/python3", "-m", "pytest", "-x", "tests/unit", "-k", "get"],
+            &["/usr/bin/python3", "-m", "pytest", "tests/unit", "-x", "-p", "no:cacheprovider", "-k", "get"],
             "pytest",
             "tests/unit",
         );
-        assert_told(&["/usr/bin/python3", "-B", "/venv/bin/pytest"], "pytest", "pytest");
+        assert_told(
+            &["/usr/bin/python3", "-B", "/venv/bin/pytest", "--junitxml", "out/r.xml"],
+            "pytest",
+            "pytest",
+        );
         assert_told(&["pytest", "a/test_x.py::test_y"], "pytest", "a/test_x.py::test_y");
         assert_told(
             &[
@@ -300,18 +310,23 @@ mod tests {
     #[test]
     fn what_a_test_starts_is_of_that_test() {
         let go = test("go", "api.test");
-        assert_eq!(recognize(&process(&["redis-server"], Variables::default()), Some(&go)), Some(go));
+        assert_eq!(recognize(&process(&["redis-server"], Variables::default()), None, Some(&go)), Some(go));
         let ctest = || Variables::from([("DASHBOARD_TEST_FROM_CTEST", "3.25")]);
-        let first = recognize(&process(&["/b/test_api", "1"], ctest()), None).unwrap();
+        let first = recognize(&process(&["/b/test_api", "1"], ctest()), Some("ctest"), None).unwrap();
         assert_eq!(first, test("ctest", "test_api"));
         let interactive = Variables::from([("CTEST_INTERACTIVE_DEBUG_MODE", "1")]);
-        assert_eq!(recognize(&process(&["/bin/sh", "/b/test_api"], interactive), None), Some(first.clone()));
-        assert_eq!(recognize(&process(&["/usr/bin/sniffer", "run"], ctest()), None), None);
-        assert_eq!(recognize(&process(&["/usr/bin/server"], ctest()), Some(&first)), Some(first));
+        assert_eq!(
+            recognize(&process(&["/bin/sh", "/b/test_api"], interactive), Some("sniffer"), None),
+            Some(first.clone())
+        );
+        assert_eq!(recognize(&process(&["/usr/bin/sniffer", "run"], ctest()), Some("ctest"), None), None);
+        assert_eq!(recognize(&process(&["/usr/bin/server"], ctest()), Some("sh"), Some(&first)), Some(first));
+        let orphan = recognize(&process(&["/usr/bin/server"], ctest()), Some("systemd"), None);
+        assert_eq!(orphan, None, "whose test it was nobody knows");
         let jest = test("jest", "jest");
         let worker = Variables::from([("JEST_WORKER_ID", "3")]);
         assert_eq!(
-            recognize(&process(&["node", "w.js"], worker), Some(&jest)),
+            recognize(&process(&["node", "w.js"], worker), None, Some(&jest)),
             Some(test("jest", "worker 3"))
         );
     }

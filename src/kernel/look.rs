@@ -608,6 +608,8 @@ pub struct ProcessList {
     pub netns: Vec<(u32, u64)>,
     /// What could not be seen.
     pub gaps: Vec<Gap>,
+    /// Whether these are all of the host: in a container only its own are seen.
+    pub of_host: bool,
 }
 
 /// Lists the processes, and reads those that are not known, or not any more what they were: a pid that was reused, a
@@ -647,5 +649,5 @@ pub fn processes(reader: &Reader, known: &HashMap<u32, Glance>) -> ProcessList {
     netns.extend(read);
     let mut gaps = Vec::new();
     gaps.extend((closed_netns > 0).then_some(Gap::ProcessNetns(closed_netns)));
-    ProcessList { taken_at, alive, fresh, netns, gaps }
+    ProcessList { taken_at, alive, fresh, netns, gaps, of_host: netns::in_first_pid_namespace() }
 }

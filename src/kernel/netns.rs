@@ -43,6 +43,14 @@ pub fn own() -> io::Result<NetnsKey> {
     Ok(NetnsKey { device: meta.dev(), inode: meta.ino() })
 }
 
+/// Inode of the first pid namespace (`PROC_PID_INIT_INO` of linux/proc_ns.h): the kernel's numbers of processes are those of it.
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// Whether this program sees the processes of the whole host, under the kernel's own numbers. So it is taken to be where it is not told.
+pub fn in_first_pid_namespace() -> bool {
+    fs::metadata("/proc/self/ns/pid").map_or(true, |meta| meta.ino() == FIRST_PID_NAMESPACE)
+}
+
 /// Inode of the namespace a process lives in. Where its link is closed to this user, the files below its `net` directory
 /// still tell whether it is this program's own: they are one and the same for all processes of a namespace.
 pub fn of_process(pid: u32) -> Result<u64, Unreadable> {

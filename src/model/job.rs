@@ -12,6 +12,16 @@ pub struct JobKey {
     pub id: String,
 }
 
+impl JobKey {
+    /// The word that stands before the id of a command that `sniffer run` follows.
+    pub const RUN: &str = "run-";
+
+    /// Whether it is a command that `sniffer run` follows, and no job of a CI system.
+    pub fn is_run(&self) -> bool {
+        self.ci == "custom" && self.id.starts_with(Self::RUN)
+    }
+}
+
 /// What the variables of a job's process say about the job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobFacts {

@@ -15,6 +15,8 @@ pub struct Reap {
     pub schema: u32,
     /// Whether it was acted upon (`--yes`).
     pub acted: bool,
+    /// What could not be seen, in sentences.
+    pub incomplete: Vec<String>,
     /// The processes.
     pub processes: Vec<Doomed>,
 }
@@ -38,7 +40,7 @@ pub struct Doomed {
     pub holds: Vec<Held>,
     /// Why it is left alone.
     pub spared: Option<String>,
-    /// `ended`, `killed`, `stayed`, `gone` before anything was done, or `not permitted`.
+    /// `ended`, `killed`, `stayed`, `gone` before anything was done, `let go` of the port since, or `not permitted`.
     pub outcome: Option<&'static str>,
 }
 

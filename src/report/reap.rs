@@ -46,6 +46,7 @@ fn tell(text: &mut String, doomed: &Doomed, acted: bool, now: Timestamp, zone: &
     }
     for held in &doomed.holds {
         let place = words::address(held.address, held.port);
-        let _ = writeln!(text, "  holds    {} {place}, {}", held.protocol, Escaped(&held.reason));
+        let netns = words::foreign_netns(&held.netns);
+        let _ = writeln!(text, "  holds    {} {place}{netns}, {}", held.protocol, Escaped(&held.reason));
     }
 }

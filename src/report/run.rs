@@ -29,14 +29,13 @@ pub fn run(run: &Run, now: Timestamp, zone: &TimeZone) -> String {
     for left in &run.left {
         tell(&mut text, left, now, zone);
     }
-    let cure = if run.left.iter().any(|left| left.ended.is_some()) {
-        "They were ended by --reap. "
-    } else {
-        "Add --reap to have them ended. "
+    let cure = match run.left.iter().all(|left| left.ended.is_some()) {
+        true => "",
+        false => "Add --reap to have them ended. ",
     };
     let _ = writeln!(
         text,
-        "sniffer: {cure}To cure it, stop them where the command cleans up (a trap, a fixture, t.Cleanup), also when it fails."
+        "sniffer: {cure}Better stop them where the command cleans up (a trap, a fixture, t.Cleanup), also when it fails."
     );
     text
 }
@@ -58,7 +57,8 @@ fn tell(text: &mut String, left: &Leftover, now: Timestamp, zone: &TimeZone) {
     }
     for port in &left.ports {
         let place = words::address(port.address, port.port);
-        let _ = writeln!(text, "    holds    {} {place}  {}", port.protocol, Escaped(&port.state));
+        let netns = words::foreign_netns(&port.netns);
+        let _ = writeln!(text, "    holds    {} {place}  {}{netns}", port.protocol, Escaped(&port.state));
     }
 }
 
@@ -105,7 +105,7 @@ mod tests {
           redis\x1b[2J, pid 77
             command  redis-server 'a\nb'
             holds    tcp 127.0.0.1:6379  LISTEN
-        sniffer: Add --reap to have them ended. To cure it, stop them where the command cleans up (a trap, a fixture, t.Cleanup), also when it fails.
+        sniffer: Add --reap to have them ended. Better stop them where the command cleans up (a trap, a fixture, t.Cleanup), also when it fails.
         ");
         assert_eq!(run(&Run { left: vec![], ..left(vec![]) }, now, &TimeZone::UTC), "");
         assert!(!left(vec![]).leaked());

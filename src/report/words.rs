@@ -7,6 +7,7 @@ use crate::judge::leak::span;
 use crate::model::claim::Claim;
 use crate::model::escape::Escaped;
 use crate::model::job::{Job, JobState, Test};
+use crate::model::netns::Netns;
 use crate::model::process::Holder;
 
 /// A command line in text is cut after this many characters; JSON has all of it.
@@ -78,6 +79,15 @@ pub(super) fn netns(claim: &Claim) -> String {
         (Some(name), _) => Escaped(name).to_string(),
         (None, Some(kept_by)) => format!("{} ({})", claim.netns.inode, Escaped(kept_by)),
         (None, None) => claim.netns.inode.to_string(),
+    }
+}
+
+/// Where that is not this program's own namespace: `  in network namespace blue`.
+pub(super) fn foreign_netns(netns: &Netns) -> String {
+    match netns.name.as_deref() {
+        Some("host") => String::new(),
+        Some(name) => format!("  in network namespace {}", Escaped(name)),
+        None => format!("  in network namespace {}", netns.inode),
     }
 }
 

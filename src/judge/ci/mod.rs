@@ -26,9 +26,9 @@ use super::test_runner;
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::{Process, ProcessId, Variables};
 
-/// Where no process lives as long as a job, its steps tell of it: between two of them the agent may fetch, archive or wait by itself.
-/// Only a longer silence is believed to be the job's end.
-const BETWEEN_STEPS: Duration = Duration::from_secs(60);
+/// Where no process lives as long as a job, its steps tell of it: between two of them the agent may fetch, archive or wait by itself,
+/// for minutes. Only a longer silence is believed to be the job's end.
+const BETWEEN_STEPS: Duration = Duration::from_secs(600);
 
 /// A process on the way from a job's process up to pid 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,6 +129,10 @@ fn topmost_of_job(lineage: &[Kin<'_>]) -> Option<usize> {
 /// or the user's systemd was orphaned: a leftover, and no sign that the job goes on.
 fn first_process(lineage: &[Kin<'_>]) -> Option<usize> {
     let index = topmost_of_job(lineage)?;
+    // In a pid namespace of its own the job's first process is pid 1.
+    if lineage.get(index).is_some_and(|kin| kin.id.pid == 1) {
+        return Some(index);
+    }
     let parent = lineage.get(index + 1)?;
     (parent.id.pid != 1 && parent.comm != "systemd").then_some(index)
 }

@@ -8,7 +8,6 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, OnceLock};
 use std::thread::JoinHandle;
 
@@ -19,7 +18,7 @@ use super::event::Fields;
 use super::load;
 use super::{Reasons, Unavailable, event};
 use crate::kernel::descriptors::{self, Descriptor, Scan};
-use crate::kernel::netns::inode_of_link;
+use crate::kernel::netns::{in_first_pid_namespace, inode_of_link};
 use crate::kernel::process;
 use crate::model::netns::NetnsKey;
 use crate::model::socket::{Protocol, Socket, SocketKey, SocketOptions, SocketState};
@@ -27,8 +26,6 @@ use crate::model::socket::{Protocol, Socket, SocketKey, SocketOptions, SocketSta
 /// The program, compiled: `scripts/bpf` makes it from `holders.bpf.c`, CI compares.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("holders.bpf.o");
 
-/// Inode of the first pid namespace (`PROC_PID_INIT_INO` of linux/proc_ns.h): the kernel's numbers of processes are those of it.
-const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// `sizeof(struct open_file)` and `enum file_kind` of `event.h`.
 const FILE_BYTES: usize = 24;
 const SOCKET: u32 = 1;
@@ -125,8 +122,7 @@ fn descriptors(pids: &[u32]) -> u64 {
 impl OpenFiles {
     /// Loads the program. Errors: this kernel, these privileges or this pid namespace do not allow it.
     pub fn load(reasons: Reasons) -> Result<Self, Unavailable> {
-        let own = fs::metadata("/proc/self/ns/pid").map(|meta| meta.ino());
-        if own.is_ok_and(|inode| inode != FIRST_PID_NAMESPACE) {
+        if !in_first_pid_namespace() {
             return Err(Unavailable::ForeignPids);
         }
         let btf = load::types()?;
@@ -331,6 +327,7 @@ fn decode_options(bytes: &[u8]) -> Option<(u64, SocketOptions)> {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
 
     use rustix::net::AddressFamily;
 
