@@ -585,6 +585,18 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_is_followed_inside_of_a_job_is_a_part_of_that_job() {
+        let job = JobKey { ci: "tekton".to_owned(), id: "pod".to_owned() };
+        let run = JobKey { ci: "custom".to_owned(), id: "run-12.5.1".to_owned() };
+        let mut table = table();
+        let _ = table.read(literal(11, 10, "entrypoint"), Some(job.clone()), NOW);
+        let _ = table.read(literal(12, 11, "make"), Some(run.clone()), NOW);
+        assert_eq!((table.job(12), table.own_job(12)), (Some(&job), None));
+        let _ = table.read(literal(13, 1, "make"), Some(run.clone()), NOW);
+        assert_eq!(table.job(13), Some(&run), "outside of any job it is one itself");
+    }
+
+    #[test]
     fn descendants_are_found() {
         let mut table = table();
         table.forked(10, 11, NOW);

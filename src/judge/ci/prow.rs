@@ -63,4 +63,13 @@ mod tests {
         let tree = [("server", true), ("make", true), ("entrypoint", true), ("containerd-shim", false)];
         assert_anchor(&Prow, &tree, Some("entrypoint"));
     }
+
+    #[test]
+    fn seen_from_inside_its_container_the_entrypoint_is_pid_1() {
+        let job = JobKey { ci: "prow".to_owned(), id: "1".to_owned() };
+        let mut tree = super::super::fixtures::lineage(&[("server", true), ("entrypoint", true)], &job);
+        tree.pop();
+        tree[1].id.pid = 1;
+        assert_eq!(Prow.anchor(&tree), Some(1));
+    }
 }
