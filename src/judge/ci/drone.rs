@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Absence, BETWEEN_STEPS, Kin, System, first_process};
+use super::{Absence, BETWEEN_STEPS, System};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -42,10 +42,6 @@ impl System for Drone {
             run: Some(build),
             url: get("DRONE_BUILD_LINK"),
         })
-    }
-
-    fn anchor(&self, lineage: &[Kin<'_>]) -> Option<usize> {
-        first_process(lineage)
     }
 
     fn absence(&self) -> Absence<'_> {

@@ -71,8 +71,10 @@ pub trait System: Debug + Send + Sync {
     }
 
     /// The process whose exit ends the job (or, of a job with several in turn, one of them), as an index into the lineage.
-    /// The lineage begins with a process whose own variables name the job and goes up to pid 1.
-    fn anchor(&self, lineage: &[Kin<'_>]) -> Option<usize>;
+    /// The lineage begins with a process whose own variables name the job and goes up to pid 1. By default the job's topmost process.
+    fn anchor(&self, lineage: &[Kin<'_>]) -> Option<usize> {
+        first_process(lineage)
+    }
 
     /// What it proves that a job has no anchor.
     fn absence(&self) -> Absence<'_>;

@@ -3,7 +3,7 @@
 //! `BUILD_ID` and `JOB_NAME` are Jenkins' names too, and mean nothing alone. Source: pkg/pod-utils/downwardapi/jobspec.go,
 //! pkg/entrypoint/run.go.
 
-use super::{Absence, Kin, System, first_process};
+use super::{Absence, System};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -33,10 +33,6 @@ impl System for Prow {
             run: get("BUILD_ID"),
             url: None,
         })
-    }
-
-    fn anchor(&self, lineage: &[Kin<'_>]) -> Option<usize> {
-        first_process(lineage)
     }
 
     fn absence(&self) -> Absence<'_> {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{Absence, BETWEEN_STEPS, Kin, System, first_process};
+use super::{Absence, BETWEEN_STEPS, System};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -44,10 +44,6 @@ impl System for TeamCity {
             run: Some(number),
             url,
         })
-    }
-
-    fn anchor(&self, lineage: &[Kin<'_>]) -> Option<usize> {
-        first_process(lineage)
     }
 
     fn absence(&self) -> Absence<'_> {

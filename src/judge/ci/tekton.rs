@@ -3,7 +3,7 @@
 //!
 //! Source: cmd/entrypoint, pkg/pod/entrypoint.go (`/tekton/bin/entrypoint`), kubelet's cgroup names.
 
-use super::{Absence, Kin, System, first_process};
+use super::{Absence, System};
 use crate::model::cgroup_path;
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::{Process, Variables};
@@ -38,10 +38,6 @@ impl System for Tekton {
             run: None,
             url: None,
         })
-    }
-
-    fn anchor(&self, lineage: &[Kin<'_>]) -> Option<usize> {
-        first_process(lineage)
     }
 
     fn absence(&self) -> Absence<'_> {
