@@ -162,14 +162,30 @@ fn completions_know_the_verbs() {
 fn the_manual_page_has_every_verb() {
     let (code, text, _) = run(Command::new(SNIFFER).arg("man"));
     assert_eq!(code, 0);
-    for verb in ["WHO\\-HOLDS", "LIST", "LEAKS", "DAEMON", "CHECK\\-CONFIG", "DOCTOR", "COMPLETIONS", "MAN"] {
+    for verb in VERBS.map(|verb| verb.to_uppercase().replace('-', "\\-")) {
         assert!(text.contains(&format!("SNIFFER {verb}")), "{verb}");
     }
 }
 
+const VERBS: [&str; 13] = [
+    "who-holds",
+    "list",
+    "leaks",
+    "can-bind",
+    "wait-free",
+    "conflicts",
+    "run",
+    "reap",
+    "daemon",
+    "check-config",
+    "doctor",
+    "completions",
+    "man",
+];
+
 #[test]
 fn every_verb_explains_itself_with_an_example() {
-    for verb in ["who-holds", "list", "leaks", "daemon", "check-config", "doctor", "completions", "man"] {
+    for verb in VERBS {
         let (code, text, _) = run(Command::new(SNIFFER).args([verb, "--help"]));
         assert_eq!(code, 0);
         assert!(text.contains("Example"), "{verb}: {text}");
