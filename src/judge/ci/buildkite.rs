@@ -2,7 +2,7 @@
 //!
 //! Source: buildkite/agent's agent/job_runner.go, internal/process/signal_notwindows.go.
 
-use super::{Absence, System};
+use super::System;
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -41,10 +41,6 @@ impl System for Buildkite {
             run: get("BUILDKITE_BUILD_NUMBER"),
             url: get("BUILDKITE_BUILD_URL").map(|build| format!("{build}#{id}")),
         })
-    }
-
-    fn absence(&self) -> Absence<'_> {
-        Absence::OfAnchor
     }
 }
 

@@ -3,9 +3,7 @@
 //! On a machine of one's own the runner starts a task agent (`circleci-agent`) for each job, which starts a shell for each step; in a
 //! container the container's first process lives as long as the job. Source: circleci.com/docs, variables and machine-runner reference.
 
-use std::time::Duration;
-
-use super::{Absence, BETWEEN_STEPS, Kin, System, first_process, nearest_named};
+use super::{Absence, Kin, System, first_process, nearest_named};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -59,10 +57,6 @@ impl System for CircleCi {
     fn absence(&self) -> Absence<'_> {
         // Between two steps the task agent may save a cache for minutes; whether it was there is not known.
         Absence::ProvesNothing
-    }
-
-    fn pause(&self) -> Duration {
-        BETWEEN_STEPS
     }
 }
 

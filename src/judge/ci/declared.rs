@@ -1,6 +1,6 @@
 //! Jobs that somebody declares: `sniffer run`, outside of any CI system.
 
-use super::{Absence, Kin, System};
+use super::{Kin, System};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -37,10 +37,6 @@ impl System for Declared {
         let start: u64 = id.split('.').nth(1)?.parse().ok()?;
         // What is told in ticks and in nanoseconds may differ by one. Its child may have begun in the same tick.
         lineage.iter().rposition(|kin| kin.id.start.abs_diff(start) <= 1)
-    }
-
-    fn absence(&self) -> Absence<'_> {
-        Absence::OfAnchor
     }
 }
 

@@ -3,9 +3,7 @@
 //!
 //! Each step is a container, or with the exec runner a process, that ends with the step. Source: drone/runner-go, environ.
 
-use std::time::Duration;
-
-use super::{Absence, BETWEEN_STEPS, System};
+use super::{Absence, System};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -46,10 +44,6 @@ impl System for Drone {
 
     fn absence(&self) -> Absence<'_> {
         Absence::ProvesNothing
-    }
-
-    fn pause(&self) -> Duration {
-        BETWEEN_STEPS
     }
 }
 

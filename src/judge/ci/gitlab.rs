@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Absence, Kin, System, first_process, nearest_named};
+use super::{Kin, System, first_process, nearest_named};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -51,10 +51,6 @@ impl System for GitLab {
 
     fn anchor(&self, lineage: &[Kin<'_>]) -> Option<usize> {
         nearest_named(lineage, RUNNER).map(|runner| runner - 1).or_else(|| first_process(lineage))
-    }
-
-    fn absence(&self) -> Absence<'_> {
-        Absence::OfAnchor
     }
 
     fn pause(&self) -> Duration {

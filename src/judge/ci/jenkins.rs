@@ -4,9 +4,7 @@
 //! Pipeline steps are started in the background and so are orphans; their scripts lie in a `durable-…` directory.
 //! Source: hudson/util/ProcessTree.java, ExecutorStepExecution.java, durable-task's BourneShellScript.java.
 
-use std::time::Duration;
-
-use super::{Absence, BETWEEN_STEPS, Kin, System, first_process, topmost_of_job};
+use super::{Absence, Kin, System, first_process, topmost_of_job};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -64,10 +62,6 @@ impl System for Jenkins {
 
     fn absence(&self) -> Absence<'_> {
         Absence::ProvesNothing
-    }
-
-    fn pause(&self) -> Duration {
-        BETWEEN_STEPS
     }
 }
 

@@ -77,11 +77,16 @@ pub trait System: Debug + Send + Sync {
     }
 
     /// What it proves that a job has no anchor.
-    fn absence(&self) -> Absence<'_>;
+    fn absence(&self) -> Absence<'_> {
+        Absence::OfAnchor
+    }
 
     /// How long a job may be without an anchor between two of its steps. Only after that is its end believed.
     fn pause(&self) -> Duration {
-        Duration::ZERO
+        match self.absence() {
+            Absence::ProvesNothing => BETWEEN_STEPS,
+            Absence::OfProcess(_) | Absence::OfAnchor => Duration::ZERO,
+        }
     }
 }
 

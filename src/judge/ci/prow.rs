@@ -3,7 +3,7 @@
 //! `BUILD_ID` and `JOB_NAME` are Jenkins' names too, and mean nothing alone. Source: pkg/pod-utils/downwardapi/jobspec.go,
 //! pkg/entrypoint/run.go.
 
-use super::{Absence, System};
+use super::System;
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -33,10 +33,6 @@ impl System for Prow {
             run: get("BUILD_ID"),
             url: None,
         })
-    }
-
-    fn absence(&self) -> Absence<'_> {
-        Absence::OfAnchor
     }
 }
 

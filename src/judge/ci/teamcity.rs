@@ -4,9 +4,7 @@
 //! The agent's JVM runs one build after the other and starts a process a step: no process lives as long as a build.
 //! Source: jetbrains.com/help/teamcity, predefined build parameters.
 
-use std::time::Duration;
-
-use super::{Absence, BETWEEN_STEPS, System};
+use super::{Absence, System};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -48,10 +46,6 @@ impl System for TeamCity {
 
     fn absence(&self) -> Absence<'_> {
         Absence::ProvesNothing
-    }
-
-    fn pause(&self) -> Duration {
-        BETWEEN_STEPS
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Source: cmd/entrypoint, pkg/pod/entrypoint.go (`/tekton/bin/entrypoint`), kubelet's cgroup names.
 
-use super::{Absence, System};
+use super::System;
 use crate::model::cgroup_path;
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::{Process, Variables};
@@ -38,10 +38,6 @@ impl System for Tekton {
             run: None,
             url: None,
         })
-    }
-
-    fn absence(&self) -> Absence<'_> {
-        Absence::OfAnchor
     }
 }
 

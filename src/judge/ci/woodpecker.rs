@@ -4,9 +4,7 @@
 //! Each step is a container, or with the local backend a process, that ends with the step; what is left is killed on cancel only.
 //! Source: pipeline/frontend/metadata/environment.go, pipeline/backend/local.
 
-use std::time::Duration;
-
-use super::{Absence, BETWEEN_STEPS, System};
+use super::{Absence, System};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
@@ -49,10 +47,6 @@ impl System for Woodpecker {
 
     fn absence(&self) -> Absence<'_> {
         Absence::ProvesNothing
-    }
-
-    fn pause(&self) -> Duration {
-        BETWEEN_STEPS
     }
 }
 
