@@ -231,6 +231,17 @@ fn a_leak_of_a_command_that_failed_does_not_hide_its_failure() {
 }
 
 #[test]
+fn a_daemon_that_is_just_being_started_is_not_overlooked() {
+    for grace in ["0s", "50ms"].repeat(10) {
+        let directory = tempfile::tempdir().unwrap();
+        let said = directory.path().join("server");
+        let command = ["python3", "-c", SERVER, said.to_str().unwrap(), "0.5"];
+        let output = sniffer_run(&["--grace", grace], &command).output().unwrap();
+        assert!(text(&output.stderr).contains("left 1 process"), "{grace}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn what_ends_by_itself_within_the_grace_was_not_left() {
     let directory = tempfile::tempdir().unwrap();
     let (command, said) = leaves_a_server(directory.path(), "0.2");

@@ -1,6 +1,6 @@
 //! `sniffer run`: a command with everything that it starts, and what it leaves behind.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
@@ -17,10 +17,10 @@ use crate::judge::ci::{self, declared};
 use crate::judge::test_runner;
 use crate::kernel::children::{self, End, Family};
 use crate::kernel::descriptors;
-use crate::kernel::look::{self, Describe, Everywhere, Plan, Search, WhenFree};
+use crate::kernel::look::{self, Everywhere, Plan, Search, WhenFree};
 use crate::kernel::netns::{self, Inhabitants};
 use crate::kernel::pidfd::{self, Ended, Handle};
-use crate::kernel::process::Reader;
+use crate::kernel::process::{self, Reader};
 use crate::kernel::sock_diag::{self, Depth, DiagQuery};
 use crate::kernel::{Gap, Unreadable};
 use crate::model::answer::SCHEMA;
@@ -37,6 +37,8 @@ const SIGNALLED: i32 = 128;
 /// Those that are reaped have so long for it.
 const REAP_PATIENCE: Duration = Duration::from_secs(5);
 const GRACE: &str = "1s";
+/// So often it is looked again for what those started that ended meanwhile.
+const ROUNDS: usize = 4;
 
 /// Options of `run`.
 #[derive(Debug, Args)]
@@ -97,9 +99,17 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
         }
     };
     let end = family.wait().map_err(|error| format!("cannot wait for the command: {error}"))?;
-    let left = family.left(grace);
+    let mut left = family.left(grace);
     family.hear();
     let mut run = told(options, end, &left, &reader);
+    for _ in 0..ROUNDS {
+        if run.left.len() == left.len() {
+            break;
+        }
+        // Who ended meanwhile may have started another.
+        left = family.left(Duration::ZERO);
+        run = told(options, end, &left, &reader);
+    }
     if options.reap {
         reap(&mut run, &left, &family, &reader);
     }
@@ -151,7 +161,7 @@ fn told(options: &Options, end: End, left: &[ProcessId], reader: &Reader) -> Run
     let leftover = |id: &ProcessId| {
         let process = reader.describe(id.pid, 0);
         // It may have ended by now, and then nothing of it is left.
-        process.comm.is_some().then(|| Leftover {
+        process::parentage(id.pid).is_ok_and(|(now, _)| now == *id).then(|| Leftover {
             process,
             ports: ports.remove(&id.pid).unwrap_or_default(),
             ended: None,
@@ -168,27 +178,16 @@ fn ports(left: &[ProcessId], reader: &Reader, incomplete: &mut Vec<String>) -> H
     for (pid, inode) in netns::of_processes(&pids).0 {
         netns::add_inhabitant(&mut inhabitants, inode, pid);
     }
-    let plan = Plan {
-        query: DiagQuery { ports: None, depth: Depth::Everything },
-        target: None,
-        only: None,
-        inhabitants: Some(inhabitants.clone()),
-        netns_descriptors: BTreeMap::new(),
-        netns_mounts: Vec::new(),
-        search: Search {
-            first: pids.clone(),
-            everywhere: Everywhere::Never,
-            when_free: WhenFree::Say,
-            connections: false,
-            threads: 1,
-            ..Search::unprepared()
-        },
-        describe: Describe::Nobody,
-        also: Vec::new(),
-        nat: false,
-        owners: false,
-        for_bind: false,
+    let search = Search {
+        first: pids.clone(),
+        everywhere: Everywhere::Never,
+        when_free: WhenFree::Say,
+        connections: false,
+        threads: 1,
+        ..Search::unprepared()
     };
+    let query = DiagQuery { ports: None, depth: Depth::Everything };
+    let plan = Plan { inhabitants: Some(inhabitants.clone()), ..Plan::new(query, search) };
     reader.open_files.begin(|| !sock_diag::lists_bound_sockets());
     let findings = match look::look(&plan, reader) {
         Ok(findings) => findings,
@@ -230,7 +229,6 @@ fn ports(left: &[ProcessId], reader: &Reader, incomplete: &mut Vec<String>) -> H
 
 /// Ends what is left, and whatever that starts meanwhile, in a few rounds.
 fn reap(run: &mut Run, left: &[ProcessId], family: &Family, reader: &Reader) {
-    const ROUNDS: usize = 4;
     let mut doomed = left.to_vec();
     for _ in 0..ROUNDS {
         let mut handles = Vec::new();

@@ -147,18 +147,12 @@ impl Engine {
         describe: Describe,
     ) -> Plan {
         Plan {
-            query,
-            target: None,
             only,
-            inhabitants: None,
             netns_descriptors: self.netns_descriptors.clone(),
             netns_mounts: self.netns_mounts.clone(),
-            search,
             describe,
-            also: Vec::new(),
             nat: self.policy.nat,
-            owners: false,
-            for_bind: false,
+            ..Plan::new(query, search)
         }
     }
 

@@ -72,7 +72,7 @@ impl Family {
     /// Waits for the end of the command and hands on signals meanwhile.
     pub fn wait(&self) -> io::Result<End> {
         loop {
-            if let Some(end) = self.reap() {
+            if let Some(end) = self.reap().command {
                 return Ok(end);
             }
             self.rest(None)?;
@@ -103,29 +103,41 @@ impl Family {
         }
     }
 
-    /// Takes leave of the children that have ended; answers the command's end.
-    fn reap(&self) -> Option<End> {
-        let mut end = None;
+    /// Takes leave of the children that have ended.
+    fn reap(&self) -> Reaped {
+        let mut reaped = Reaped { any: false, command: None };
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            reaped.any = true;
             if u32::try_from(pid.as_raw_nonzero().get()) == Ok(self.command) {
-                end = Some(how(status));
+                reaped.command = Some(how(status));
             }
         }
-        end
+        reaped
     }
 
     /// What is left of it after so long at most: it ends by itself, or is answered. A signal ends the wait.
     pub fn left(&self, grace: Duration) -> Vec<ProcessId> {
         let until = Instant::now() + grace;
         loop {
-            self.reap();
-            let left = descendants(&self.before);
+            let left = self.descendants();
             if left.is_empty()
                 || Instant::now() >= until
                 || self.rest(Some(TICK)).is_err()
                 || self.is_called()
             {
                 return left;
+            }
+        }
+    }
+
+    /// What it started and is there now. One that ended while /proc was read may have started another meanwhile that was not listed
+    /// yet, so nothing is there only if no child ended during the look: whatever is there descends from a child.
+    fn descendants(&self) -> Vec<ProcessId> {
+        self.reap();
+        loop {
+            let found = descendants(&self.before);
+            if !self.reap().any || !found.is_empty() {
+                return found;
             }
         }
     }
@@ -143,6 +155,12 @@ impl Family {
     pub fn hear(&self) {
         let _ = self.heard.thread_unblock();
     }
+}
+
+/// Which children had ended.
+struct Reaped {
+    any: bool,
+    command: Option<End>,
 }
 
 fn how(status: WaitStatus) -> End {

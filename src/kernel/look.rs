@@ -132,6 +132,26 @@ pub struct Plan {
     pub for_bind: bool,
 }
 
+impl Plan {
+    /// A look for sockets and their holders in every namespace that is there, and for nothing else.
+    pub fn new(query: DiagQuery, search: Search) -> Self {
+        Plan {
+            query,
+            target: None,
+            only: None,
+            inhabitants: None,
+            netns_descriptors: NetnsDescriptors::new(),
+            netns_mounts: Vec::new(),
+            search,
+            describe: Describe::Nobody,
+            also: Vec::new(),
+            nat: false,
+            owners: false,
+            for_bind: false,
+        }
+    }
+}
+
 /// What was seen in one namespace.
 #[derive(Debug, Clone)]
 pub struct NetnsFound {
