@@ -86,7 +86,8 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
         matches!(claim.kind, ClaimKind::Listener | ClaimKind::Bound) && claim.holders.is_empty()
     };
     if let Some(claim) = answer.claims.iter().find(unseen) {
-        return Err(format!("who holds port {} could not be seen; run as root", claim.port));
+        let cure = if rustix::process::geteuid().is_root() { "" } else { "; run as root" };
+        return Err(format!("who holds port {} could not be seen{cure}", claim.port));
     }
     let stayed = reap.processes.iter().any(|doomed| [Some(STAYED), Some(LET_GO)].contains(&doomed.outcome));
     Ok(if stayed { OTHERWISE } else { ANSWERED })
