@@ -1,10 +1,12 @@
 //! Asks the daemon over its socket where one runs, and looks for itself where none does.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::StatusCode;
+use hyper::body::Bytes;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Failure, environment};
@@ -124,8 +126,26 @@ fn reader_for(settings: &Settings) -> Reader {
 
 /// Asks what only a daemon can answer, and says why.
 pub(super) fn ask_daemon_only<T: DeserializeOwned>(path: &str, why_it: &str) -> Result<T, Failure> {
+    only_daemon(|socket| ask_daemon(socket, path), why_it)
+}
+
+/// Tells the daemon something, and says why it must be there.
+pub(super) fn tell_daemon<T: DeserializeOwned>(
+    path: &str,
+    document: &impl Serialize,
+    why_it: &str,
+) -> Result<T, Failure> {
+    let document = serde_json::to_vec(document).map_err(|error| error.to_string())?;
+    let tell = |socket: &Path| {
+        let answer = unix_http::post(socket, path, document, TIMEOUT, MAX_ANSWER_BYTES);
+        understood(answer.map_err(NoAnswer::Absent)?)
+    };
+    only_daemon(tell, why_it)
+}
+
+fn only_daemon<T>(ask: impl FnOnce(&Path) -> Result<T, NoAnswer>, why_it: &str) -> Result<T, Failure> {
     let socket = socket(&settings());
-    ask_daemon(&socket, path).map_err(|error| match error {
+    ask(&socket).map_err(|error| match error {
         NoAnswer::Refused(why) => why,
         NoAnswer::Absent(why) => format!(
             "no sniffer daemon answers at {} ({why}); {why_it}: start it with `sniffer daemon` or `systemctl start sniffer`",
@@ -157,8 +177,11 @@ fn is_absence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-fn ask_daemon<T: DeserializeOwned>(socket: &std::path::Path, path: &str) -> Result<T, NoAnswer> {
-    let (status, body) = unix_http::get(socket, path, TIMEOUT, MAX_ANSWER_BYTES).map_err(NoAnswer::Absent)?;
+fn ask_daemon<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, NoAnswer> {
+    understood(unix_http::get(socket, path, TIMEOUT, MAX_ANSWER_BYTES).map_err(NoAnswer::Absent)?)
+}
+
+fn understood<T: DeserializeOwned>((status, body): (StatusCode, Bytes)) -> Result<T, NoAnswer> {
     let garbage =
         |error: serde_json::Error| NoAnswer::Absent(io::Error::new(io::ErrorKind::InvalidData, error));
     if status == StatusCode::OK {

@@ -6,6 +6,7 @@ mod check_config;
 mod conflicts;
 mod daemon;
 mod doctor;
+mod job;
 mod reap;
 mod run;
 mod shell;
@@ -107,6 +108,14 @@ enum Verb {
         after_help = "Examples:\n  sniffer run -- make test\n  sniffer run --name api --fail-on-leak --reap -- ./run-tests.sh\n  go test -exec 'sniffer run --fail-on-leak --' ./...\n\nSignals are handed on. Exit code: the command's (126 and 127 where it cannot be run or found, its signal where one ended it); 3 with --fail-on-leak where it passed and left a held port behind; 2 wrong usage. What is left is told on standard error."
     )]
     Run(run::Options),
+    /// Tell of a job's begin and end, from a hook of its CI system (asks the daemon)
+    #[command(
+        after_help = "Examples:\n  sniffer job start --id nightly-7\n  sniffer job end --id nightly-7\n  sniffer job list\n\nHooks that call it are in integrations/."
+    )]
+    Job {
+        #[command(subcommand)]
+        verb: job::Verb,
+    },
     /// The agent: watches, judges, exports metrics, answers
     #[command(
         after_help = "Examples:\n  sniffer daemon\n  sniffer daemon --config ./config.toml\n\nSIGTERM ends it, SIGHUP reloads the configuration. SNIFFER_LOG sets the log filter (error, warn, info, debug)."
@@ -174,6 +183,7 @@ pub fn run() -> ExitCode {
         Verb::Conflicts { since, json } => conflicts::run(since.as_deref(), json),
         Verb::Reap(options) => reap::run(&options),
         Verb::Run(options) => run::run(&options),
+        Verb::Job { verb } => job::run(verb),
         Verb::Daemon { config } => daemon::run(config.as_deref()),
         Verb::CheckConfig { file } => check_config::run(file),
         Verb::Doctor { json } => doctor::run(json),

@@ -7,6 +7,7 @@ pub mod agent;
 mod answer;
 mod binds;
 mod conflicts;
+mod declare;
 mod gaps;
 mod graves;
 mod jobs;
@@ -19,6 +20,7 @@ pub mod status;
 mod verdicts;
 
 pub use answer::Unanswerable;
+pub use jobs::Refused;
 pub use question::{Question, Topic};
 pub use verdicts::{Leak, Notice, Sharing};
 
@@ -249,7 +251,8 @@ impl Engine {
         if !process.variables_readable {
             self.counters.attribution_failed("environment_denied");
         }
-        ci::recognize(&self.policy.systems, process)
+        let recognised = ci::recognize(&self.policy.systems, process)?;
+        self.as_declared(process, recognised)
     }
 
     fn join(&mut self, (system, facts): Recognised, pid: u32, now: Timestamp) {

@@ -83,6 +83,7 @@ impl Reader {
             cmdline: read_file(&dir, "cmdline", KEPT_CMDLINE_BYTES)
                 .map_or_else(|_| Vec::new(), |bytes| split_cmdline(&bytes)),
             told: None,
+            uid: dir.uid().ok(),
             cgroup: cgroup_of(&dir),
             netns: netns::of_process(pid).ok(),
             variables_readable: environ != Err(Unreadable::Denied),
@@ -104,6 +105,7 @@ impl Reader {
             comm: by.comm,
             cmdline: split_cmdline(&arguments),
             told: Some((program, by.uid)),
+            uid: Some(by.uid),
             cgroup: self.cgroup(pid, by.cgroup_id),
             netns: Some(netns),
             variables_readable: true,

@@ -11,6 +11,7 @@ pub mod cgroup_path;
 pub mod claim;
 pub mod conflict;
 pub mod container;
+pub mod declared;
 pub mod escape;
 pub mod job;
 pub mod moment;

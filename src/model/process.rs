@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// Identity of a process: a pid is reused, a pid with its start time is not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Thread group id, as in `/proc/PID`.
     pub pid: u32,
@@ -68,6 +68,8 @@ pub struct Process {
     pub cmdline: Vec<String>,
     /// Path of its program and its effective user, where they were told with its exec.
     pub told: Option<(String, u32)>,
+    /// Effective user; of a program that changed its user by itself, root.
+    pub uid: Option<u32>,
     /// Path in the cgroup hierarchy that systemd uses (v2, or `name=systemd` on a hybrid host).
     pub cgroup: Option<String>,
     /// Inode of its network namespace; `None` where that could not be read.
@@ -152,6 +154,7 @@ pub(crate) mod fixtures {
             comm: comm.to_owned(),
             cmdline: vec![comm.to_owned()],
             told: None,
+            uid: Some(1001),
             cgroup: None,
             netns: None,
             variables: Variables::default(),

@@ -5,6 +5,7 @@
 mod can_bind;
 mod conflicts;
 mod findings;
+mod job;
 mod reap;
 mod run;
 mod story;
@@ -18,6 +19,7 @@ use serde::Serialize;
 pub use can_bind::can_bind;
 pub use conflicts::conflicts;
 pub use findings::{Check, checks};
+pub use job::{annotations, ended, jobs, started, summary};
 pub use reap::reap;
 pub use run::run;
 pub use story::story;

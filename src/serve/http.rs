@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -24,34 +24,49 @@ const MAX_REQUEST_BYTES: usize = 16 * 1024;
 /// After a failed accept (descriptors used up) the listener rests.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
+/// Who is at the other end of a Unix socket: the user that connected (`SO_PEERCRED` of unix(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Effective user; `None` where the kernel does not tell.
+    pub uid: Option<u32>,
+}
+
 /// Serves for ever on a TCP listener.
 pub async fn serve_tcp(listener: TcpListener, router: Router) {
-    serve(router, || async { listener.accept().await.map(|(stream, _)| stream) }).await;
+    let router = || router.clone();
+    serve(|| async { listener.accept().await.map(|(stream, _)| (stream, router())) }).await;
 }
 
-/// Serves for ever on a Unix socket.
+/// Serves for ever on a Unix socket. A request knows its [`Peer`].
 pub async fn serve_unix(listener: UnixListener, router: Router) {
-    serve(router, || async { listener.accept().await.map(|(stream, _)| stream) }).await;
+    let router = |peer| router.clone().layer(Extension(peer));
+    serve(|| async {
+        listener.accept().await.map(|(stream, _)| {
+            let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+            (stream, router(Peer { uid }))
+        })
+    })
+    .await;
 }
 
-async fn serve<S, A>(router: Router, accept: impl Fn() -> A)
+async fn serve<S, A>(accept: impl Fn() -> A)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    A: Future<Output = io::Result<S>>,
+    A: Future<Output = io::Result<(S, Router)>>,
 {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match accept().await {
-            Ok(stream) => stream,
+        let (stream, router) = match accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!("accept failed: {error}");
                 tokio::time::sleep(ACCEPT_REST).await;
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(router);
         tokio::spawn(async move {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())

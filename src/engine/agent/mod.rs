@@ -22,7 +22,7 @@ use sources::Event;
 
 use super::answer::Unanswerable;
 use super::status::{SourceStatus, Status};
-use super::{Engine, Notice, Policy, Question};
+use super::{Engine, Notice, Policy, Question, Refused};
 use crate::judge::leak::Watching;
 use crate::kernel::bpf::holders::OpenFiles;
 use crate::kernel::bpf::{self, Gain, Hurry};
@@ -33,6 +33,8 @@ use crate::kernel::sock_diag::Depth;
 use crate::kernel::{Gap, Unreadable, clock, descriptors, memory, surroundings};
 use crate::model::answer::Answer;
 use crate::model::conflict::Conflicts;
+use crate::model::declared::{End, Start};
+use crate::model::job::Job;
 
 /// Messages (batches of events among them) that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
 const QUEUE: usize = 1024;
@@ -45,6 +47,7 @@ const FENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// An answer that takes longer is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
+const STOPPING: Unanswerable = Unanswerable::NoAgent("it is stopping");
 /// Refusals that are looked at at the same time.
 const CONFLICTS_AT_ONCE: usize = 2;
 
@@ -76,7 +79,19 @@ enum Message {
     Looked(u32, Result<Box<Findings>, Unreadable>, Cost, Purpose),
     Ask(Question, Reply),
     AskConflicts(Option<Timestamp>, oneshot::Sender<Conflicts>),
+    AskJobs(oneshot::Sender<Vec<Job>>),
+    /// What this user declares.
+    Declare(Declaration, u32, oneshot::Sender<Result<Job, Refused>>),
     Reload(Box<Policy>, Duration),
+}
+
+/// What a hook tells of a job.
+#[derive(Debug)]
+pub enum Declaration {
+    /// It begins.
+    Start(Start),
+    /// It ends.
+    End(End),
 }
 
 type Reply = oneshot::Sender<Result<Answer, Unanswerable>>;
@@ -180,26 +195,42 @@ impl Agent {
 
     /// Asks a question; the look is taken after every event that came before the question.
     pub async fn ask(&self, question: Question) -> Result<Answer, Unanswerable> {
-        let (reply, answer) = oneshot::channel();
-        let asked = async {
-            let message = Message::Ask(question, reply);
-            self.messages.send(message).await.map_err(|_| Unanswerable::NoAgent("it is stopping"))?;
-            answer.await.map_err(|_| Unanswerable::NoAgent("it is stopping"))?
-        };
-        tokio::time::timeout(ANSWER_TIMEOUT, asked)
-            .await
-            .unwrap_or(Err(Unanswerable::NoAgent("it is too busy; ask again")))
+        self.answered(|reply| Message::Ask(question, reply)).await?
     }
 
     /// The refused binds since a moment. Errors: the agent is busy or stopping.
     pub async fn conflicts(&self, since: Option<Timestamp>) -> Result<Conflicts, Unanswerable> {
+        self.answered(|reply| Message::AskConflicts(since, reply)).await
+    }
+
+    /// The jobs that are known, the oldest first. Errors: the agent is busy or stopping.
+    pub async fn jobs(&self) -> Result<Vec<Job>, Unanswerable> {
+        self.answered(Message::AskJobs).await
+    }
+
+    /// Tells of a job, as this user. Errors: the agent is busy or stopping, or nothing was changed, and why.
+    pub async fn declare(
+        &self,
+        declaration: Declaration,
+        by: u32,
+    ) -> Result<Result<Job, Refused>, Unanswerable> {
+        // Whose a job is, is known of processes that are known.
+        let ready = self.clone().status.wait_for(|status| status.ready).await.is_ok();
+        if !ready {
+            return Err(STOPPING);
+        }
+        self.answered(|reply| Message::Declare(declaration, by, reply)).await
+    }
+
+    /// Sends a message and waits for its answer, for so long.
+    async fn answered<T>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Result<T, Unanswerable> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
-            self.messages
-                .send(Message::AskConflicts(since, reply))
-                .await
-                .map_err(|_| Unanswerable::NoAgent("it is stopping"))?;
-            answer.await.map_err(|_| Unanswerable::NoAgent("it is stopping"))
+            self.messages.send(message(reply)).await.map_err(|_| STOPPING)?;
+            answer.await.map_err(|_| STOPPING)
         };
         tokio::time::timeout(ANSWER_TIMEOUT, asked)
             .await
@@ -371,6 +402,12 @@ impl<O: Outside> Loop<O> {
             Message::Ask(question, reply) if !self.ready => self.waiting.push((question, reply)),
             Message::Ask(question, reply) => self.look_for(question, reply),
             Message::AskConflicts(since, reply) => self.tell_conflicts(since, reply),
+            Message::AskJobs(reply) => {
+                let _ = reply.send(self.engine.all_jobs());
+            }
+            Message::Declare(declaration, by, reply) => {
+                let _ = reply.send(self.declared(&declaration, by, now));
+            }
             Message::Reload(policy, interval) => {
                 self.engine.set_policy(*policy);
                 self.watch.interval = interval;
@@ -442,6 +479,20 @@ impl<O: Outside> Loop<O> {
         }
         // Whoever asked may be gone.
         let _ = reply.send(conflicts);
+    }
+
+    fn declared(&mut self, declaration: &Declaration, by: u32, now: Timestamp) -> Result<Job, Refused> {
+        let reader = &self.reader;
+        let job = match declaration {
+            Declaration::Start(start) => {
+                self.engine.start_job(start, by, |pid| reader.read(pid).ok(), now)?
+            }
+            Declaration::End(end) => self.engine.end_job(end, by, now)?,
+        };
+        // What it holds is judged by this.
+        self.engine.judge(now);
+        self.pace.changed = true;
+        Ok(job)
     }
 
     fn look_for(&mut self, question: Question, reply: Reply) {

@@ -1,16 +1,54 @@
-//! Jobs that somebody declares: `sniffer run`, outside of any CI system.
+//! Jobs that somebody declares: by hooks (`sniffer job`), and with `sniffer run`, outside of any CI system.
 
-use super::{Kin, System};
+use std::time::Duration;
+
+use super::{Absence, Kin, System};
 use crate::model::job::{JobFacts, JobKey};
 use crate::model::process::Variables;
 
 /// Names a command that `sniffer run` follows, for whatever that starts: `PID.START.NAMESPACE` of the process that follows it.
 pub const RUN: &str = "SNIFFER_RUN_ID";
 
-#[derive(Debug)]
-pub(super) struct Declared;
+/// Names the job that hooks declare, for whatever is started with it.
+pub const JOB: &str = "SNIFFER_JOB_ID";
 
-impl System for Declared {
+/// A job that hooks declare: it ends when they say so.
+#[derive(Debug)]
+pub(super) struct Hooked;
+
+impl System for Hooked {
+    fn name(&self) -> &str {
+        "custom"
+    }
+
+    fn variables(&self) -> Vec<&str> {
+        vec![JOB]
+    }
+
+    fn recognize(&self, variables: &Variables) -> Option<JobFacts> {
+        let id = variables.get(JOB).filter(|id| !id.starts_with(JobKey::RUN))?.to_owned();
+        let key = JobKey { ci: self.name().to_owned(), id: id.clone() };
+        Some(JobFacts { key, id, name: None, repository: None, run: None, url: None })
+    }
+
+    fn anchor(&self, _lineage: &[Kin<'_>]) -> Option<usize> {
+        None
+    }
+
+    fn absence(&self) -> Absence<'_> {
+        Absence::ProvesNothing
+    }
+
+    /// The process that was named for it is the whole job's, and no step of it.
+    fn pause(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Run;
+
+impl System for Run {
     fn name(&self) -> &str {
         "custom"
     }
@@ -45,12 +83,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_job_that_hooks_declare_has_no_process_that_ends_it() {
+        let job = Hooked.recognize(&Variables::from([("SNIFFER_JOB_ID", "nightly-7")])).unwrap();
+        assert_eq!((job.key.ci.as_str(), job.id.as_str()), ("custom", "nightly-7"));
+        assert_eq!(Hooked.recognize(&Variables::from([("SNIFFER_JOB_ID", "run-7")])), None);
+        super::super::fixtures::assert_anchor(
+            &Hooked,
+            &[("server", true), ("bash", true), ("sshd", false)],
+            None,
+        );
+    }
+
+    #[test]
     fn a_command_that_is_run_is_a_job_that_ends_with_whoever_follows_it() {
         let run = Variables::from([("SNIFFER_RUN_ID", "7.99.4026531836"), ("SNIFFER_TEST_NAME", "smoke")]);
-        let job = Declared.recognize(&run).unwrap();
+        let job = Run.recognize(&run).unwrap();
         assert_eq!((job.id.as_str(), job.name.as_deref()), ("run-7.99.4026531836", Some("smoke")));
         assert!(job.key.is_run());
-        assert_eq!(Declared.recognize(&Variables::from([("SNIFFER_TEST_NAME", "smoke")])), None);
+        assert_eq!(Run.recognize(&Variables::from([("SNIFFER_TEST_NAME", "smoke")])), None);
         let mut tree = super::super::fixtures::lineage(
             &[("server", true), ("make", true), ("sniffer-0.3", false), ("bash", false)],
             &job.key,
@@ -58,7 +108,7 @@ mod tests {
         for (kin, start) in tree.iter_mut().zip([130, 100, 99, 50]) {
             kin.id.start = start;
         }
-        assert_eq!(Declared.anchor(&tree), Some(2), "whatever it is called");
-        assert_eq!(Declared.anchor(&tree[..1]), None);
+        assert_eq!(Run.anchor(&tree), Some(2), "whatever it is called");
+        assert_eq!(Run.anchor(&tree[..1]), None);
     }
 }

@@ -104,7 +104,8 @@ pub fn built_in() -> Vec<Arc<dyn System>> {
         Arc::new(drone::Drone),
         Arc::new(woodpecker::Woodpecker),
         Arc::new(tekton::Tekton),
-        Arc::new(declared::Declared),
+        Arc::new(declared::Hooked),
+        Arc::new(declared::Run),
     ]
 }
 

@@ -1,9 +1,15 @@
 //! The jobs of the host: first seen with a process's variables, over when the processes that anchor them are gone.
 
+mod declared;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+
+pub use declared::Refused;
+
+use declared::Declared;
 
 use super::processes::ProcessTable;
 use crate::judge::ci::{Absence, System};
@@ -28,10 +34,16 @@ struct Record {
     over_since: Option<Timestamp>,
     /// Start of the oldest process of the job that was met without an anchor.
     oldest: u64,
+    /// Set where a hook told of it.
+    declared: Option<Declared>,
 }
 
 impl Record {
     fn pause(&self) -> SignedDuration {
+        // Whoever declares its end knows.
+        if self.is_declared_ended() {
+            return SignedDuration::ZERO;
+        }
         SignedDuration::try_from(self.system.pause()).unwrap_or(SignedDuration::ZERO)
     }
 }
@@ -42,6 +54,8 @@ pub(super) struct JobTable {
     records: HashMap<JobKey, Record>,
     /// Pids of the living: the process table tells when one ends or is reused.
     by_anchor: HashMap<u32, JobKey>,
+    /// Those that were declared, by the id that people know.
+    declared: HashMap<String, JobKey>,
 }
 
 /// A job whose state has changed.
@@ -65,7 +79,19 @@ impl JobTable {
         now: Timestamp,
     ) -> Option<JobChange> {
         let key = facts.key.clone();
-        let record = self.records.entry(key.clone()).or_insert_with(|| Record {
+        let record = self.record(system, facts, &key, now);
+        record.oldest = record.oldest.min(processes.start(pid).unwrap_or(u64::MAX));
+        self.anchor(&key, pid, processes, at_start)
+    }
+
+    fn record(
+        &mut self,
+        system: &Arc<dyn System>,
+        facts: JobFacts,
+        key: &JobKey,
+        now: Timestamp,
+    ) -> &mut Record {
+        self.records.entry(key.clone()).or_insert_with(|| Record {
             facts,
             system: Arc::clone(system),
             anchors: HashSet::new(),
@@ -75,9 +101,8 @@ impl JobTable {
             ended: None,
             over_since: None,
             oldest: u64::MAX,
-        });
-        record.oldest = record.oldest.min(processes.start(pid).unwrap_or(u64::MAX));
-        self.anchor(&key, pid, processes, at_start)
+            declared: None,
+        })
     }
 
     /// Processes were met that may be a job's missing ancestors: looks again for the anchors of jobs without one.
@@ -103,7 +128,7 @@ impl JobTable {
         processes: &ProcessTable,
         at_start: impl Fn(u64) -> Option<Timestamp>,
     ) -> Option<JobChange> {
-        let record = self.records.get_mut(key)?;
+        let record = self.records.get_mut(key).filter(|record| !record.is_declared_ended())?;
         let lineage = processes.lineage(pid);
         let anchor = record.system.anchor(&lineage).and_then(|index| lineage.get(index)).map(|kin| kin.id)?;
         self.by_anchor.insert(anchor.pid, key.clone());
@@ -126,7 +151,7 @@ impl JobTable {
         let key = self.by_anchor.remove(&pid)?;
         let record = self.records.get_mut(&key)?;
         record.anchors.remove(&pid);
-        if !record.anchors.is_empty() {
+        if !record.anchors.is_empty() || record.is_declared_ended() {
             return None;
         }
         record.state = JobState::Ended;
@@ -179,19 +204,19 @@ impl JobTable {
         changes
     }
 
-    /// Forgets jobs without a living process: those of unknown state, and of the ended ones the oldest beyond a bound.
+    /// Forgets jobs without a living process: those of unknown state, and of the others the oldest beyond a bound.
     pub(super) fn forget(&mut self, alive: &HashSet<&JobKey>) {
         self.records.retain(|key, record| record.state != JobState::Unknown || alive.contains(key));
-        let ended = self
-            .records
-            .iter()
-            .filter(|(key, record)| record.state == JobState::Ended && !alive.contains(key));
-        let mut old: Vec<(Option<Timestamp>, JobKey)> =
-            ended.map(|(key, record)| (record.over_since, key.clone())).collect();
+        // One that was declared runs without any process, until somebody declares its end.
+        let over = |record: &Record| record.state == JobState::Ended || record.anchors.is_empty();
+        let dead = self.records.iter().filter(|(key, record)| over(record) && !alive.contains(key));
+        let mut old: Vec<(Timestamp, JobKey)> =
+            dead.map(|(key, record)| (record.over_since.unwrap_or(record.first_seen), key.clone())).collect();
         old.sort();
         for (_, key) in old.iter().take(old.len().saturating_sub(MAX_ENDED)) {
             self.records.remove(key);
         }
+        self.forget_declarations();
     }
 
     /// A job as far as leaks go.

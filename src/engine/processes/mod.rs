@@ -3,6 +3,8 @@
 //! Keyed by pid among the living, where the kernel keeps it unique; a pid that comes back with another start time is
 //! another process. A job is inherited at fork, so a process that blanks its variables or loses its parent keeps it.
 
+mod membership;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -10,7 +12,6 @@ use jiff::Timestamp;
 
 use super::binds::Binder;
 use super::graves::Graves;
-use crate::judge::ci::Kin;
 use crate::judge::test_runner;
 use crate::kernel::netns::{Inhabitants, add_inhabitant};
 use crate::kernel::process::Glance;
@@ -30,6 +31,8 @@ struct Record {
     cmdline: Vec<String>,
     /// Path of its program and its effective user, where its exec was told with them.
     told: Option<(String, u32)>,
+    /// Effective user, when it was read last.
+    uid: Option<u32>,
     unit: Option<String>,
     container: Option<String>,
     netns: Option<u64>,
@@ -126,8 +129,9 @@ impl ProcessTable {
     /// stays, unless its own variables name another; a process met for the first time takes its parent's.
     pub(super) fn read(&mut self, process: Process, own_job: Option<JobKey>, now: Timestamp) -> Pid {
         let test = self.test_of(&process);
-        let Process { id, ppid, comm, cmdline, told, cgroup, netns, variables_readable: readable, .. } =
-            process;
+        let Process {
+            id, ppid, comm, cmdline, told, uid, cgroup, netns, variables_readable: readable, ..
+        } = process;
         let same = |record: &&Record| record.start.is_none_or(|start| start == id.start);
         let known = self.records.get(&id.pid).filter(same);
         // A reading may be later than the events told so far: while they know a living parent, that one counts.
@@ -153,6 +157,7 @@ impl ProcessTable {
             comm,
             cmdline,
             told,
+            uid,
             unit,
             container,
             netns,
@@ -301,49 +306,6 @@ impl ProcessTable {
         gone
     }
 
-    /// Takes jobs from parents, and in a container from its oldest process, for processes met in no order.
-    pub(super) fn settle_jobs(&mut self) {
-        let by_container = self.jobs_of_containers();
-        let of_container = |record: &Record| {
-            record.container.as_deref().and_then(|id| by_container.get(id)).map(|job| (*job).clone())
-        };
-        let found: Vec<(u32, JobKey)> = self
-            .records
-            .iter()
-            .filter(|(_, record)| record.job.is_none())
-            .filter_map(|(pid, record)| {
-                let inherited = self.ancestors(*pid).find_map(|record| record.job.clone());
-                Some((*pid, inherited.or_else(|| of_container(record))?))
-            })
-            .collect();
-        for (pid, job) in found {
-            if let Some(record) = self.records.get_mut(&pid) {
-                record.job = Some(job);
-            }
-        }
-    }
-
-    /// A container whose first process is a job's was started for that job; processes put into it later belong to it.
-    pub(super) fn jobs_of_containers(&self) -> HashMap<&str, &JobKey> {
-        let mut first: HashMap<&str, &Record> = HashMap::new();
-        for record in self.records.values() {
-            let Some(container) = record.container.as_deref() else { continue };
-            let oldest = first.entry(container).or_insert(record);
-            if record.start < oldest.start {
-                *oldest = record;
-            }
-        }
-        first
-            .into_iter()
-            .filter_map(|(container, record)| Some((container, record.own_job.as_ref()?)))
-            .collect()
-    }
-
-    /// The jobs that have a living process.
-    pub(super) fn jobs(&self) -> HashSet<&JobKey> {
-        self.records.values().filter_map(|record| record.job.as_ref()).collect()
-    }
-
     fn ancestors(&self, pid: u32) -> impl Iterator<Item = &Record> {
         self.ancestor_pids(pid).filter_map(|pid| self.records.get(&pid))
     }
@@ -351,16 +313,6 @@ impl ProcessTable {
     fn ancestor_pids(&self, pid: u32) -> impl Iterator<Item = u32> {
         let parent = |pid: &u32| self.records.get(pid).map(|record| record.ppid).filter(|ppid| *ppid != 0);
         std::iter::successors(parent(&pid), move |pid| parent(pid)).take(MAX_GENERATIONS)
-    }
-
-    /// The job of a process.
-    pub(super) fn job(&self, pid: u32) -> Option<&JobKey> {
-        self.records.get(&pid)?.job.as_ref()
-    }
-
-    /// The job that its own variables name.
-    pub(super) fn own_job(&self, pid: u32) -> Option<&JobKey> {
-        self.records.get(&pid)?.own_job.as_ref()
     }
 
     /// The test of a process.
@@ -382,22 +334,6 @@ impl ProcessTable {
     /// Whether every environment could be read, that of pid 1 left out: it is no job's.
     pub(super) fn all_readable(&self) -> bool {
         self.records.iter().all(|(pid, record)| record.readable || *pid == 1)
-    }
-
-    /// A process and its ancestors, up to pid 1, for a CI system to judge. Processes without a reading are left out.
-    pub(super) fn lineage(&self, pid: u32) -> Vec<Kin<'_>> {
-        std::iter::once(pid)
-            .chain(self.ancestor_pids(pid))
-            .filter_map(|pid| {
-                let record = self.records.get(&pid)?;
-                Some(Kin {
-                    id: ProcessId { pid, start: record.start.unwrap_or(u64::MAX) },
-                    comm: &record.comm,
-                    cmdline: &record.cmdline,
-                    own_job: record.own_job.as_ref(),
-                })
-            })
-            .collect()
     }
 
     /// A process and everything that descends from it: those that may have inherited its descriptors.
@@ -442,11 +378,6 @@ impl ProcessTable {
             }
         }
         inhabitants
-    }
-
-    /// Processes whose own variables name a job.
-    pub(super) fn with_own_job(&self) -> impl Iterator<Item = (u32, &JobKey)> {
-        self.records.iter().filter_map(|(pid, record)| Some((*pid, record.own_job.as_ref()?)))
     }
 
     /// What tells whether each is still the process that was read.

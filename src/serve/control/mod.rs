@@ -1,5 +1,7 @@
 //! The control socket: `GET /v1/who-holds?target=8081`, the same documents as `--json`, over a Unix socket.
 
+mod jobs;
+
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
@@ -11,7 +13,7 @@ use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use jiff::tz::TimeZone;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -78,15 +80,21 @@ pub fn router(agent: Agent) -> Router {
         .route("/v1/leaks", get(leaks))
         .route("/v1/conflicts", get(conflicts))
         .route("/v1/can-bind", get(may_bind))
+        .route("/v1/jobs", get(jobs::list))
+        .route("/v1/job/start", post(jobs::start))
+        .route("/v1/job/end", post(jobs::end))
         .fallback(|| async {
             refuse(
                 StatusCode::NOT_FOUND,
-                "no such path; there are /v1/who-holds, /v1/list, /v1/leaks, /v1/conflicts, /v1/can-bind"
+                "no such path; there are /v1/who-holds, /v1/list, /v1/leaks, /v1/conflicts, /v1/can-bind, /v1/jobs, /v1/job/start, /v1/job/end"
                     .to_owned(),
             )
         })
         .method_not_allowed_fallback(|| async {
-            refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered".to_owned())
+            refuse(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "questions are GET; /v1/job/start and /v1/job/end are POST".to_owned(),
+            )
         })
         .with_state(Desk { agent, turns: Arc::new(Semaphore::new(ANSWERS_AT_ONCE)) })
 }
