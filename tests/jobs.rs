@@ -334,7 +334,8 @@ fn nonsense_on_the_control_socket_is_refused() {
     for (path, body, status) in [
         ("/v1/job/start", "", "400"),
         ("/v1/job/start", "{\"id\": 7}", "422"),
-        ("/v1/job/end", "[[[[", "400"),
+        ("/v1/job/end", "[[[[", "422"),
+        ("/v1/job/end", "{\"id\"", "400"),
         ("/v1/job/end", "{\"id\": \"nobody-knows\"}", "404"),
         ("/v1/jobs", "{}", "405"),
         ("/v1/job/start", &format!("{{\"id\": \"{}\"}}", "x".repeat(600)), "400"),
