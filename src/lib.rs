@@ -5,6 +5,7 @@
 //! [`report`] tell machines and people. The daemon and the one-shot verbs are the same program: one takes many
 //! looks, the other takes one.
 
+pub mod alert;
 pub mod cli;
 pub mod config;
 pub mod engine;
@@ -13,3 +14,4 @@ pub mod kernel;
 pub mod model;
 pub mod report;
 pub mod serve;
+pub mod state;

@@ -13,13 +13,14 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::{ANSWERED, Failure, environment};
+use crate::alert::Alerts;
 use crate::config::{self, ConfigError, Settings};
 use crate::engine::agent::{Agent, Outside, Watch};
 use crate::engine::{Leak, Notice, Question, Sharing, Topic};
 use crate::judge::ci;
 use crate::kernel::containers::Engines;
-use crate::kernel::memory;
 use crate::kernel::process::Reader;
+use crate::kernel::{host, memory};
 use crate::model::conflict::Conflict;
 use crate::model::escape::Escaped;
 use crate::model::job::{Job, JobState};
@@ -30,9 +31,12 @@ use crate::report;
 use crate::serve::control::{self, ControlSocket};
 use crate::serve::http;
 use crate::serve::metrics::{self, Exporter};
+use crate::state::{self, Keeper};
 
 /// A taken metrics port is tried again this often.
 const LISTEN_AGAIN: Duration = Duration::from_secs(10);
+/// So long after it is ready what was alerted before is found again, or has ended.
+const FOUND_AGAIN: Duration = Duration::from_secs(15);
 /// What still runs at the end is given this long.
 const SHUTDOWN: Duration = Duration::from_millis(200);
 
@@ -87,10 +91,19 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
     let reader = Reader::new(ci::variables(&systems)).with_engines(engines);
     let reader = Arc::new(reader);
     let watch = Watch { events: settings.sources(), interval: settings.interval };
-    let (mut agent, task) = Agent::start(settings.policy(), watch, reader, Journal::new());
+    let boot = host::boot();
+    let kept = settings.state.as_deref().map(|path| state::load(path, &boot)).unwrap_or_default();
+    let alerts = Alerts::start(&settings.alerts, kept.alerts, &boot);
+    let outside = Journal::new(alerts.clone());
+    let (mut agent, task) = Agent::start(settings.policy(), watch, reader, kept.jobs, outside);
     tokio::spawn(http::serve_unix(listener, control::router(agent.clone())));
     if let Some(address) = settings.listen {
-        tokio::spawn(serve_metrics(address, Exporter::new(agent.clone(), settings.max_series)));
+        let exporter = Exporter::new(agent.clone(), alerts.clone(), settings.max_series);
+        tokio::spawn(serve_metrics(address, exporter));
+    }
+    let keeper = settings.state.clone().map(|path| Keeper::new(path, boot, agent.kept(), alerts.clone()));
+    if let Some(keeper) = keeper.clone() {
+        tokio::spawn(keeper.run());
     }
     let announced = tokio::spawn({
         let mut agent = agent.clone();
@@ -98,6 +111,9 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
             if agent.ready().await {
                 tracing::info!("ready");
                 notify(&[NotifyState::Ready, NotifyState::Status("watching")]);
+                // What still leaks is found again by now.
+                tokio::time::sleep(FOUND_AGAIN).await;
+                alerts.resolve_unconfirmed();
             }
         }
     });
@@ -112,6 +128,9 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
         return Err("the agent's loop failed; see the line before".to_owned());
     }
     notify(&[NotifyState::Stopping]);
+    if let Some(Err(error)) = keeper.map(|keeper| keeper.write()) {
+        tracing::debug!("the state could not be written at the end: {error}");
+    }
     tracing::info!("stopped");
     Ok(ANSWERED)
 }
@@ -163,7 +182,7 @@ async fn reload(agent: &Agent, old: Settings, config: Option<&Path>) -> Settings
             tracing::info!("configuration reloaded");
             if needs_restart {
                 tracing::warn!(
-                    "[control], [metrics], [containers], watch.events and [[jobs.custom]] variables take effect at the next start"
+                    "[control], [metrics], [containers], [agent], [[alerts]], watch.events and [[jobs.custom]] variables take effect at the next start"
                 );
             }
             new
@@ -181,8 +200,20 @@ async fn reload(agent: &Agent, old: Settings, config: Option<&Path>) -> Settings
 }
 
 fn restart_only(settings: &Settings) -> Settings {
-    let Settings { socket, socket_mode, listen, max_series, engines, events, custom, .. } = settings.clone();
-    Settings { socket, socket_mode, listen, max_series, engines, events, custom, ..Settings::default() }
+    let Settings { socket, socket_mode, listen, max_series, engines, events, custom, alerts, state, .. } =
+        settings.clone();
+    Settings {
+        socket,
+        socket_mode,
+        listen,
+        max_series,
+        engines,
+        events,
+        custom,
+        alerts,
+        state,
+        ..Settings::default()
+    }
 }
 
 /// Serves metrics and health. Where the port is taken the agent says by whom, and tries again: it must not fall over its
@@ -234,19 +265,21 @@ async fn say_who_holds(address: SocketAddr, agent: Agent) {
     }
 }
 
-/// Log lines with fields, and the watchdog.
+/// Log lines with fields, alerts, and the watchdog.
 struct Journal {
     watchdog: bool,
+    alerts: Alerts,
 }
 
 impl Journal {
-    fn new() -> Self {
-        Journal { watchdog: sd_notify::watchdog_enabled().is_some() }
+    fn new(alerts: Alerts) -> Self {
+        Journal { watchdog: sd_notify::watchdog_enabled().is_some(), alerts }
     }
 }
 
 impl Outside for Journal {
     fn notice(&mut self, notice: &Notice) {
+        self.alerts.notice(notice);
         match notice {
             Notice::Job(state, job) => log_job(*state, job),
             Notice::Leak(leaked, leak) => log_leak(*leaked, leak),

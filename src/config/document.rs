@@ -1,13 +1,19 @@
 //! The document's tables and keys, one after the other, as the contract lists them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::de::DeTable;
 
 use super::value::{Mistakes, Table, duration, size};
-use super::{AlertSink, Events, Mistake, Settings};
+use super::{Events, Mistake, Settings};
 use crate::judge::ci::{self, Custom};
+use crate::model::alert::{AlertKind, AlertSink};
 
+/// One attempt to tell somebody of an alert may take so long,
+const ALERT_TIMEOUT: Duration = Duration::from_secs(10);
+/// and after so long it is given up.
+const ALERT_GIVE_UP: Duration = Duration::from_secs(600);
 /// Looks at shorter intervals would be the agent's own load.
 const SHORTEST_INTERVAL_MS: u128 = 100;
 
@@ -28,6 +34,7 @@ pub(super) fn settings(text: &str) -> Result<Settings, Vec<Mistake>> {
     history(&mut root.table("history", &mut mistakes), &mut settings, &mut mistakes);
     jobs(&mut root.table("jobs", &mut mistakes), &mut settings, &mut mistakes);
     alerts(&mut root.table("alerts", &mut mistakes), &mut settings, &mut mistakes);
+    agent(&mut root.table("agent", &mut mistakes), &mut settings, &mut mistakes);
     root.finish_here(&mut mistakes);
     let mistakes = mistakes.finish();
     if mistakes.is_empty() { Ok(settings) } else { Err(mistakes) }
@@ -140,19 +147,34 @@ fn jobs(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mista
 }
 
 fn alerts(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
-    for mut sink in table.tables("alertmanager", mistakes) {
-        settings.alerts.extend(sink.required("url", mistakes, url).map(AlertSink::Alertmanager));
-        sink.finish_here(mistakes);
-    }
-    for mut sink in table.tables("webhook", mistakes) {
-        settings.alerts.extend(sink.required("url", mistakes, url).map(AlertSink::Webhook));
-        sink.finish_here(mistakes);
-    }
-    for mut sink in table.tables("command", mistakes) {
-        settings.alerts.extend(sink.some_strings("run", mistakes, |_| Ok(())).map(AlertSink::Command));
-        sink.finish_here(mistakes);
+    for kind in AlertKind::ALL {
+        for mut sink in table.tables(kind.as_str(), mistakes) {
+            let target = match kind {
+                AlertKind::Command => sink.some_strings("run", mistakes, |_| Ok(())),
+                _ => sink.required("url", mistakes, url).map(|url| vec![url]),
+            };
+            let timeout = sink.string("timeout", mistakes, positive).unwrap_or(ALERT_TIMEOUT);
+            let give_up = sink.string("give_up", mistakes, positive).unwrap_or(ALERT_GIVE_UP);
+            sink.finish_here(mistakes);
+            settings.alerts.extend(target.map(|target| AlertSink { kind, target, timeout, give_up }));
+        }
     }
     table.finish_here(mistakes);
+}
+
+fn agent(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
+    let path = |text: &str| if text.is_empty() { Ok(None) } else { absolute_path(text).map(Some) };
+    if let Some(path) = table.string("state", mistakes, path) {
+        settings.state = path;
+    }
+    table.finish_here(mistakes);
+}
+
+fn positive(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err(format!("'{text}' is no time at all")),
+        time => Ok(time),
+    }
 }
 
 fn absolute_path(text: &str) -> Result<PathBuf, String> {

@@ -14,6 +14,7 @@ use jiff::SignedDuration;
 
 use crate::engine::{Policy, agent};
 use crate::judge::ci::{self, Custom, System};
+use crate::model::alert::AlertSink;
 
 /// Where the configuration is looked for.
 pub const DEFAULT_PATH: &str = "/etc/sniffer/config.toml";
@@ -32,17 +33,6 @@ pub enum Events {
     Proc,
     /// None: only looks at intervals.
     Poll,
-}
-
-/// Where alerts go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AlertSink {
-    /// Alertmanager's base address.
-    Alertmanager(String),
-    /// Address for JSON.
-    Webhook(String),
-    /// Program and arguments, JSON on its standard input.
-    Command(Vec<String>),
 }
 
 /// The validated configuration.
@@ -78,6 +68,8 @@ pub struct Settings {
     pub custom: Vec<Custom>,
     /// Where alerts go.
     pub alerts: Vec<AlertSink>,
+    /// What a restart must not forget: declared jobs, and who was told of which alert; `None` keeps nothing.
+    pub state: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -109,6 +101,7 @@ impl Default for Settings {
             max_size_bytes: 256 * 1024 * 1024,
             custom: Vec::new(),
             alerts: Vec::new(),
+            state: Some(PathBuf::from("/var/lib/sniffer/state.json")),
         }
     }
 }
@@ -144,12 +137,6 @@ impl Settings {
         let mut sentences = Vec::new();
         if self.history.is_some() {
             sentences.push("history.path: this version keeps no history".to_owned());
-        }
-        if !self.alerts.is_empty() {
-            sentences.push(format!(
-                "{} alert receivers are configured: this version sends no alerts, it logs leaks and exports metrics",
-                self.alerts.len()
-            ));
         }
         sentences
     }
@@ -288,7 +275,7 @@ mod tests {
         c.toml:6:1: watch.evnts: unknown key; did you mean 'events'?
         c.toml:8:9: leak.grace: '30' is no duration; write a number with ms, s, m, h or d, as in "30s"
         c.toml:9:16: leak.exempt: wants a list of strings, got an integer in it
-        c.toml:10:2: nonsense: unknown key; known ones are control, metrics, watch, containers, leak, history, jobs, alerts
+        c.toml:10:2: nonsense: unknown key; known ones are control, metrics, watch, containers, leak, history, jobs, alerts, agent
         c.toml:13:10: metrics.listen: 'localhost:1' is no address with a port; write an IP address, as in "127.0.0.1:9817", or "" for none (names are not looked up)
         c.toml:14:14: metrics.max_series: -1 lies outside of 1 to 100000
         "#);

@@ -27,7 +27,8 @@ impl Engine {
         }
         let ci = start.ci.as_deref().unwrap_or(CUSTOM);
         let Some(system) = self.policy.systems.iter().find(|system| system.name() == ci).cloned() else {
-            let known: Vec<&str> = self.policy.systems.iter().map(|system| system.name()).collect();
+            let mut known: Vec<&str> = self.policy.systems.iter().map(|system| system.name()).collect();
+            known.dedup();
             let known = known.join(", ");
             return Err(Refused::Malformed(format!("no CI system '{ci}' is known; there are {known}")));
         };

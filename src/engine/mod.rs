@@ -20,7 +20,7 @@ pub mod status;
 mod verdicts;
 
 pub use answer::Unanswerable;
-pub use jobs::Refused;
+pub use jobs::{KeptJob, Refused};
 pub use question::{Question, Topic};
 pub use verdicts::{Leak, Notice, Sharing};
 
@@ -49,7 +49,7 @@ use crate::kernel::proc_events::ProcessEvent;
 use crate::kernel::process::Glance;
 use crate::kernel::sock_diag::Depth;
 use crate::model::job::JobFacts;
-use crate::model::process::Process;
+use crate::model::process::{Process, ProcessId};
 use crate::model::socket::SocketKey;
 
 /// The parent of the kernel's threads has this pid on every Linux.
@@ -132,6 +132,16 @@ impl Engine {
     /// Another policy from now on. Jobs already known stay.
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
+    }
+
+    /// Jobs that were kept by the agent before this one. `is_alive` tells of a process.
+    pub fn restore(&mut self, kept: Vec<KeptJob>, is_alive: impl Fn(ProcessId) -> bool, now: Timestamp) {
+        self.jobs.restore(kept, &self.policy.systems, is_alive, now);
+    }
+
+    /// Jobs that the next agent could not know by their processes.
+    pub fn kept_jobs(&self) -> Vec<KeptJob> {
+        self.jobs.keep(&self.processes.jobs(), |pid| self.processes.start(pid))
     }
 
     /// What happened to processes, in order. An exec comes with what was read of the process. Answers whether it may have

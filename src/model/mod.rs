@@ -4,6 +4,7 @@
 //! border (JSON, control socket) is one of these types, so the daemon and the one-shot verbs
 //! print the same documents.
 
+pub mod alert;
 pub mod answer;
 pub mod bind;
 pub mod can_bind;

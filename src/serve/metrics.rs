@@ -11,6 +11,7 @@ use axum::routing::get;
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
+use crate::alert::{Alerts, Counts};
 use crate::engine::agent::Agent;
 use crate::engine::status::Status;
 use crate::engine::{self, Leak};
@@ -26,13 +27,17 @@ pub struct Exporter {
     pub agent: Agent,
     /// Cap of `sniffer_leaked_listener_info`.
     pub max_series: usize,
+    alerts: Alerts,
+    /// Taken once: reckoned again, it would differ by a hair, which reads like a restart.
+    started: Option<f64>,
     dropped: Arc<AtomicU64>,
 }
 
 impl Exporter {
     /// An exporter of this agent's status.
-    pub fn new(agent: Agent, max_series: usize) -> Self {
-        Exporter { agent, max_series, dropped: Arc::default() }
+    pub fn new(agent: Agent, alerts: Alerts, max_series: usize) -> Self {
+        let started = Usage::read().ok().map(|usage| usage.start_seconds);
+        Exporter { agent, max_series, alerts, started, dropped: Arc::default() }
     }
 }
 
@@ -47,10 +52,12 @@ pub fn router(exporter: Exporter) -> Router {
 
 async fn metrics(State(exporter): State<Exporter>) -> Response {
     let status = exporter.agent.status();
+    let started = exporter.started;
     let usage = Usage::read().ok();
+    let usage = usage.map(|usage| Usage { start_seconds: started.unwrap_or(usage.start_seconds), ..usage });
     let over = status.leaks.len().saturating_sub(exporter.max_series) as u64;
     let dropped = exporter.dropped.fetch_add(over, Ordering::Relaxed) + over;
-    match exposition(&status, usage.as_ref(), exporter.max_series, dropped) {
+    match exposition(&status, &exporter.alerts.counts(), usage.as_ref(), exporter.max_series, dropped) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -75,6 +82,7 @@ async fn ready(State(exporter): State<Exporter>) -> Response {
 /// The exposition of a status; `dropped` series were left out since the start, this time included.
 pub fn exposition(
     status: &Status,
+    alerts: &Counts,
     usage: Option<&Usage>,
     max_series: usize,
     dropped: u64,
@@ -85,6 +93,7 @@ pub fn exposition(
     page.leaks(status, max_series, dropped)?;
     page.conflicts(status)?;
     page.jobs(status)?;
+    page.alerts(alerts)?;
     page.sources(status)?;
     if let Some(usage) = usage {
         page.process(usage)?;
@@ -158,7 +167,7 @@ impl Page {
     fn conflicts(&self, status: &Status) -> prometheus::Result<()> {
         let name = "sniffer_bind_conflicts_total";
         let conflicts =
-            self.counters(name, "Binds and listens that were refused.", &["protocol", "cause"])?;
+            self.counters(name, "Attempts to bind or listen that were refused.", &["protocol", "cause"])?;
         for protocol in Protocol::ALL {
             for cause in Cause::ALL {
                 let count = status.counters.conflicts.get(&(protocol, cause)).copied().unwrap_or(0);
@@ -181,6 +190,15 @@ impl Page {
         for reason in ["declared_by_another", "environment_denied", "no_holder"] {
             let count = status.counters.attribution_failures.get(reason).copied().unwrap_or(0);
             failures.with_label_values(&[reason]).inc_by(count);
+        }
+        Ok(())
+    }
+
+    fn alerts(&self, counts: &Counts) -> prometheus::Result<()> {
+        let help = "Alerts told to receivers; failed ones were given up, dropped ones were too many at once.";
+        let alerts = self.counters("sniffer_alerts_total", help, &["sink", "result"])?;
+        for ((kind, result), count) in counts {
+            alerts.with_label_values(&[kind.as_str(), result]).inc_by(*count);
         }
         Ok(())
     }
@@ -297,11 +315,12 @@ mod tests {
             .held
             .insert((crate::model::socket::Protocol::Tcp, crate::model::socket::ClaimKind::Listener), 4);
         status.jobs.insert(("github".to_owned(), "ended"), 1);
+        let alerts = Counts::from([((crate::model::alert::AlertKind::Webhook, "delivered"), 2)]);
         status.sources.insert(
             engine::agent::source::PROC,
             crate::engine::status::SourceStatus { up: true, why: None, took: None, events: 12, lost: 1 },
         );
-        let text = exposition(&status, None, 200, 0).unwrap();
+        let text = exposition(&status, &alerts, None, 200, 0).unwrap();
         assert!(!text.contains('\u{1b}'));
         insta::assert_snapshot!(text);
     }
@@ -309,7 +328,7 @@ mod tests {
     #[test]
     fn the_family_with_port_labels_is_capped_and_says_so() {
         let status = Status { leaks: (1..=5).map(|port| leak(port, "x")).collect(), ..Status::default() };
-        let text = exposition(&status, None, 2, 3).unwrap();
+        let text = exposition(&status, &Counts::new(), None, 2, 3).unwrap();
         assert_eq!(text.matches("sniffer_leaked_listener_info{").count(), 2);
         assert!(text.contains("sniffer_series_dropped_total{metric=\"sniffer_leaked_listener_info\"} 3"));
     }

@@ -251,8 +251,9 @@ impl Daemon {
         let port = free_port();
         let metrics = format!("127.0.0.1:{port}");
         let config = format!(
-            "control.socket = \"{}\"\nmetrics.listen = \"{metrics}\"\nwatch.interval = \"200ms\"\nleak.grace = \"300ms\"\nhistory.path = \"\"\n{more}\n",
-            directory.path().join("s.sock").display()
+            "control.socket = \"{}\"\nmetrics.listen = \"{metrics}\"\nwatch.interval = \"200ms\"\nleak.grace = \"300ms\"\nhistory.path = \"\"\nagent.state = \"{}\"\n{more}\n",
+            directory.path().join("s.sock").display(),
+            directory.path().join("state.json").display()
         );
         fs::write(directory.path().join("config.toml"), config).unwrap();
         metrics

@@ -22,19 +22,20 @@ use sources::Event;
 
 use super::answer::Unanswerable;
 use super::status::{SourceStatus, Status};
-use super::{Engine, Notice, Policy, Question, Refused};
+use super::{Engine, KeptJob, Notice, Policy, Question, Refused};
 use crate::judge::leak::Watching;
 use crate::kernel::bpf::holders::OpenFiles;
 use crate::kernel::bpf::{self, Gain, Hurry};
 use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
 use crate::kernel::proc_events::{ProcEvents, ProcessEvent, fence};
-use crate::kernel::process::Reader;
+use crate::kernel::process::{self, Reader};
 use crate::kernel::sock_diag::Depth;
 use crate::kernel::{Gap, Unreadable, clock, descriptors, memory, surroundings};
 use crate::model::answer::Answer;
 use crate::model::conflict::Conflicts;
 use crate::model::declared::{End, Start};
 use crate::model::job::Job;
+use crate::model::process::ProcessId;
 
 /// Messages (batches of events among them) that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
 const QUEUE: usize = 1024;
@@ -126,6 +127,7 @@ pub struct Agent {
     messages: mpsc::Sender<Message>,
     status: watch::Receiver<Arc<Status>>,
     closes: watch::Receiver<u64>,
+    kept: watch::Receiver<Vec<KeptJob>>,
 }
 
 /// A source of events.
@@ -156,17 +158,22 @@ pub trait Outside: Send + 'static {
 
 impl Agent {
     /// Starts the sources and the loop on the current runtime. The loop ends with the runtime; if it ends before, it failed.
+    /// `kept` is what the agent before this one kept of jobs.
     pub fn start(
         policy: Policy,
         watch: Watch,
         reader: Arc<Reader>,
+        kept: Vec<KeptJob>,
         outside: impl Outside,
     ) -> (Agent, JoinHandle<()>) {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (publish, status) = watch::channel(Arc::new(Status::default()));
         let (closed, closes) = watch::channel(0);
-        let agent = Agent { messages: messages.clone(), status, closes };
-        let engine = Engine::new(policy, reader.clock, Watching::Continuously);
+        let mut engine = Engine::new(policy, reader.clock, Watching::Continuously);
+        let is_alive = |id: ProcessId| process::start(id.pid) == Ok(id.start);
+        engine.restore(kept, is_alive, reader.clock.now());
+        let (keep, kept) = watch::channel(engine.kept_jobs());
+        let agent = Agent { messages: messages.clone(), status, closes, kept };
         let task = Loop {
             engine,
             reader,
@@ -174,6 +181,7 @@ impl Agent {
             messages,
             publish,
             closed,
+            keep,
             outside,
             sources: BTreeMap::new(),
             pace: Pace::default(),
@@ -191,6 +199,11 @@ impl Agent {
     /// Changes whenever a port was let go of, where that is told: how often it was.
     pub fn closes(&self) -> watch::Receiver<u64> {
         self.closes.clone()
+    }
+
+    /// What the next agent could not know of jobs by their processes; changes with it.
+    pub fn kept(&self) -> watch::Receiver<Vec<KeptJob>> {
+        self.kept.clone()
     }
 
     /// Asks a question; the look is taken after every event that came before the question.
@@ -261,6 +274,7 @@ struct Loop<O> {
     messages: mpsc::Sender<Message>,
     publish: watch::Sender<Arc<Status>>,
     closed: watch::Sender<u64>,
+    keep: watch::Sender<Vec<KeptJob>>,
     outside: O,
     sources: BTreeMap<&'static str, SourceStatus>,
     pace: Pace,
@@ -626,7 +640,12 @@ impl<O: Outside> Loop<O> {
             if self.engine.awaits_time() {
                 self.engine.judge(self.reader.clock.now());
             }
-            for notice in self.engine.take_notices() {
+            let notices = self.engine.take_notices();
+            if notices.iter().any(|notice| matches!(notice, Notice::Job(..))) {
+                let jobs = self.engine.kept_jobs();
+                self.keep.send_if_modified(|kept| std::mem::replace(kept, jobs) != *kept);
+            }
+            for notice in notices {
                 self.pace.changed = true;
                 self.outside.notice(&notice);
             }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::{JobChange, JobTable, Record};
 use crate::judge::ci::System;
@@ -13,7 +14,7 @@ use crate::model::job::{JobFacts, JobKey, JobState};
 const RUNNING_OF_ONE: usize = 2_000;
 
 /// Who declared a job, and whether they declared its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Declared {
     by: u32,
     ended: bool,

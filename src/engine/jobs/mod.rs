@@ -1,6 +1,7 @@
 //! The jobs of the host: first seen with a process's variables, over when the processes that anchor them are gone.
 
 mod declared;
+mod kept;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 pub use declared::Refused;
+pub use kept::KeptJob;
 
 use declared::Declared;
 

@@ -1,0 +1,94 @@
+//! What is kept of jobs across restarts: what no process tells any more.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::declared::Declared;
+use super::{JobTable, Record};
+use crate::judge::ci::System;
+use crate::model::job::{JobFacts, JobKey, JobState};
+use crate::model::process::ProcessId;
+
+/// A job, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptJob {
+    facts: JobFacts,
+    state: JobState,
+    first_seen: Timestamp,
+    started: Option<Timestamp>,
+    ended: Option<Timestamp>,
+    over_since: Option<Timestamp>,
+    declared: Option<Declared>,
+    /// Of a declared job: the processes whose end is its end.
+    processes: Vec<ProcessId>,
+}
+
+impl JobTable {
+    /// Those that were declared, and those that have ended and still have a process. A job that runs is known by its processes.
+    pub(in crate::engine) fn keep(
+        &self,
+        alive: &HashSet<&JobKey>,
+        start: impl Fn(u32) -> Option<u64>,
+    ) -> Vec<KeptJob> {
+        let matters = |(key, record): &(&JobKey, &Record)| {
+            record.declared.is_some() || (record.state == JobState::Ended && alive.contains(key))
+        };
+        let kept = self.records.iter().filter(matters).map(|(key, record)| {
+            let anchors = record.anchors.iter().filter(|_| record.declared.is_some());
+            KeptJob {
+                facts: JobFacts { key: key.clone(), ..record.facts.clone() },
+                state: record.state,
+                first_seen: record.first_seen,
+                started: record.started,
+                ended: record.ended,
+                over_since: record.over_since,
+                declared: record.declared,
+                processes: anchors
+                    .filter_map(|pid| Some(ProcessId { pid: *pid, start: start(*pid)? }))
+                    .collect(),
+            }
+        });
+        let mut kept: Vec<KeptJob> = kept.collect();
+        kept.sort_by(|one, other| one.facts.key.cmp(&other.facts.key));
+        kept
+    }
+
+    /// Knows again what was kept. A declared job whose processes have ended meanwhile has ended.
+    pub(in crate::engine) fn restore(
+        &mut self,
+        kept: Vec<KeptJob>,
+        systems: &[Arc<dyn System>],
+        is_alive: impl Fn(ProcessId) -> bool,
+        now: Timestamp,
+    ) {
+        for job in kept {
+            let key = job.facts.key.clone();
+            // A [[jobs.custom]] that is configured no more.
+            let Some(system) = systems.iter().find(|system| system.name() == key.ci) else { continue };
+            let had_some = !job.processes.is_empty();
+            let anchors: HashSet<u32> =
+                job.processes.into_iter().filter(|id| is_alive(*id)).map(|id| id.pid).collect();
+            let over = job.state == JobState::Running && had_some && anchors.is_empty();
+            if job.declared.is_some() {
+                self.declared.insert(job.facts.id.clone(), key.clone());
+            }
+            self.by_anchor.extend(anchors.iter().map(|pid| (*pid, key.clone())));
+            let record = Record {
+                facts: job.facts,
+                system: Arc::clone(system),
+                anchors,
+                first_seen: job.first_seen,
+                started: job.started,
+                state: if over { JobState::Ended } else { job.state },
+                ended: job.ended,
+                over_since: job.over_since.or(over.then_some(now)),
+                oldest: u64::MAX,
+                declared: job.declared,
+            };
+            self.records.insert(key, record);
+        }
+    }
+}
