@@ -277,13 +277,14 @@ fn alertmanager_is_told_what_fires_and_when_it_ended() {
     let sink = format!("[[alerts.alertmanager]]\nurl = \"http://127.0.0.1:{}/\"\n", manager.port);
     let daemon = Daemon::start(&sink);
     let (tree, port) = leak(&daemon, "managed");
+    let wanted_port = port.to_string();
     let about = |wanted: &str| {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             let (path, alerts) = manager.requests.recv_timeout(end - Instant::now()).expect(wanted);
             assert_eq!(path, "/api/v2/alerts");
             let all = alerts.as_array().unwrap();
-            if let Some(alert) = all.iter().find(|alert| alert["labels"]["port"] == port.to_string()) {
+            if let Some(alert) = all.iter().find(|alert| alert["labels"]["port"] == wanted_port.as_str()) {
                 return alert.clone();
             }
         }
@@ -295,11 +296,11 @@ fn alertmanager_is_told_what_fires_and_when_it_ended() {
         "{firing:#}"
     );
     let time = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
-    assert!(time(&firing["endsAt"]) > jiff::Timestamp::now());
+    assert!(time(&firing["endsAt"]) > sniffer::kernel::clock::now());
     tree.get("server").kill();
     let ended = eventually("it has ended", || {
         let alert = about("its end is told");
-        (time(&alert["endsAt"]) <= jiff::Timestamp::now()).then_some(alert)
+        (time(&alert["endsAt"]) <= sniffer::kernel::clock::now()).then_some(alert)
     });
     assert_eq!((&ended["labels"], &ended["startsAt"]), (&firing["labels"], &firing["startsAt"]));
 }

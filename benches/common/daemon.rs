@@ -34,7 +34,7 @@ impl Daemon {
         let (socket, log) = (directory.join("sniffer.sock"), directory.join("daemon.log"));
         let configuration = directory.join("config.toml");
         let text = format!(
-            "[control]\nsocket = \"{}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n[history]\npath = \"\"\n",
+            "[control]\nsocket = \"{}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n[history]\npath = \"\"\n\n[agent]\nstate = \"\"\n",
             socket.display()
         );
         std::fs::write(&configuration, text).map_err(failed)?;
