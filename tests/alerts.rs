@@ -9,92 +9,18 @@
 )]
 
 mod common;
+#[path = "alerts/hook.rs"]
+mod hook;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{Daemon, Tree, eventually, free_port, holder, json, open_directory, run};
+use hook::Hook;
 use serde_json::Value;
-
-/// A request to a receiver: its path and its document.
-type Request = (String, Value);
-
-/// Receives alerts on a port, and answers each with the next of these statuses, the last one for ever.
-struct Hook {
-    port: u16,
-    requests: mpsc::Receiver<Request>,
-}
-
-impl Hook {
-    fn start(statuses: &'static [u16]) -> Hook {
-        Hook::listen(TcpListener::bind("127.0.0.1:0").unwrap(), statuses)
-    }
-
-    fn listen(listener: TcpListener, statuses: &'static [u16]) -> Hook {
-        let port = listener.local_addr().unwrap().port();
-        let (sender, requests) = mpsc::channel();
-        std::thread::spawn(move || {
-            for (number, stream) in listener.incoming().enumerate() {
-                let status = statuses.get(number).or(statuses.last()).unwrap();
-                let Some(request) = Hook::serve(stream.unwrap(), *status) else { continue };
-                if *status == 200 && sender.send(request).is_err() {
-                    return;
-                }
-            }
-        });
-        Hook { port, requests }
-    }
-
-    fn serve(mut stream: TcpStream, status: u16) -> Option<Request> {
-        let mut reader = BufReader::new(stream.try_clone().ok()?);
-        let (mut first, mut length) = (String::new(), 0);
-        reader.read_line(&mut first).ok()?;
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok()?;
-            if line.trim().is_empty() {
-                break;
-            }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().ok()?;
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).ok()?;
-        write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").ok()?;
-        Some((first.split(' ').nth(1)?.to_owned(), serde_json::from_slice(&body).ok()?))
-    }
-
-    fn config(&self) -> String {
-        format!("[[alerts.webhook]]\nurl = \"http://127.0.0.1:{}/hook\"\n", self.port)
-    }
-
-    /// The next alert about this port.
-    #[track_caller]
-    fn next(&self, port: u16) -> Value {
-        let end = Instant::now() + Duration::from_secs(60);
-        loop {
-            let (_, alert) = self.requests.recv_timeout(end - Instant::now()).expect("an alert comes");
-            if alert["port"] == port {
-                return alert;
-            }
-        }
-    }
-
-    /// Nothing more comes about this port within that time.
-    #[track_caller]
-    fn is_silent(&self, port: u16, time: Duration) {
-        let end = Instant::now() + time;
-        while let Ok((_, alert)) = self.requests.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            assert_ne!(alert["port"], port, "{alert:#}");
-        }
-    }
-}
 
 /// A listener of this job.
 fn listener(job: &str) -> (Tree, u16) {
