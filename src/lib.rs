@@ -12,6 +12,7 @@ pub mod engine;
 pub mod judge;
 pub mod kernel;
 pub mod model;
+pub mod reaper;
 pub mod report;
 pub mod serve;
 pub mod state;

@@ -16,15 +16,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Daemon, SNIFFER, Tree, eventually, holder, json, open_directory, program, run};
+use common::{Daemon, SNIFFER, Tree, eventually, holder, json, listener, open_directory, program, run};
 use serde_json::Value;
 use tempfile::TempDir;
-
-#[track_caller]
-fn verdict(daemon: &Daemon, port: u16) -> (String, Value) {
-    let claim = daemon.who_holds(port)["claims"][0].clone();
-    (claim["verdict"].as_str().unwrap_or("none").to_owned(), claim)
-}
 
 #[track_caller]
 fn job(daemon: &Daemon, arguments: &[&str]) -> (i32, String, String) {
@@ -38,18 +32,6 @@ fn listed(daemon: &Daemon, id: &str) -> Vec<Value> {
     jobs["jobs"].as_array().unwrap().iter().filter(|job| job["id"] == id).cloned().collect()
 }
 
-/// A listener with these variables.
-fn listener(variables: &[&str]) -> Tree {
-    let mut command = Command::new(holder());
-    command.arg("shell").args(variables).args([
-        "--",
-        holder().to_str().unwrap(),
-        "server",
-        "tcp:127.0.0.1:0",
-    ]);
-    Tree::start(&mut command, &["shell", "server"])
-}
-
 #[test]
 #[ignore = "needs root"]
 fn a_declared_job_ends_when_it_is_said() {
@@ -59,7 +41,7 @@ fn a_declared_job_ends_when_it_is_said() {
     assert_eq!((code, stdout.contains("nightly")), (0, true), "{stderr}");
     let tree = listener(&["env:SNIFFER_JOB_ID=nightly-7"]);
     let port = tree.get("server").port();
-    let (healthy, claim) = verdict(&daemon, port);
+    let (healthy, claim) = daemon.verdict(port);
     assert_eq!((healthy.as_str(), &claim["job"]["id"]), ("healthy", &"nightly-7".into()), "{claim:#}");
     assert_eq!((&claim["job"]["name"], &claim["job"]["ci"]), (&"nightly".into(), &"custom".into()));
     assert_eq!(listed(&daemon, "nightly-7")[0]["state"], "running");
@@ -70,7 +52,7 @@ fn a_declared_job_ends_when_it_is_said() {
     let left: Vec<u64> =
         ended["left"].as_array().unwrap().iter().map(|claim| claim["port"].as_u64().unwrap()).collect();
     assert_eq!(left, [u64::from(port)], "{ended:#}");
-    eventually("it has leaked", || (verdict(&daemon, port).0 == "leaked").then_some(()));
+    eventually("it has leaked", || (daemon.verdict(port).0 == "leaked").then_some(()));
 }
 
 #[test]
@@ -131,10 +113,10 @@ fn a_job_of_a_process_ends_with_it() {
     let tree = Tree::start(&mut command, &["runner", "shell", "server"]);
     let (shell, port) = (tree.get("shell").clone(), tree.get("server").port());
     assert_eq!(job(&daemon, &["start", "--id", "p", "--pid", &shell.pid.to_string()]).0, 0);
-    let (healthy, claim) = verdict(&daemon, port);
+    let (healthy, claim) = daemon.verdict(port);
     assert_eq!((healthy.as_str(), &claim["job"]["id"]), ("healthy", &"p".into()), "{claim:#}");
     shell.kill();
-    eventually("it has leaked", || (verdict(&daemon, port).0 == "leaked").then_some(()));
+    eventually("it has leaked", || (daemon.verdict(port).0 == "leaked").then_some(()));
     // The hook comes late, which is no mistake of its.
     assert_eq!(job(&daemon, &["end", "--id", "p"]).0, 0);
     assert_eq!(job(&daemon, &["end", "--id", "p"]).0, 2);
@@ -170,16 +152,16 @@ fn jobs_of_other_users_are_not_to_be_touched() {
     // Known by its processes, declared by nobody.
     let tree = listener(&["env:BUILDKITE_JOB_ID=b-1"]);
     let port = tree.get("server").port();
-    assert_eq!(verdict(&daemon, port).0, "healthy");
+    assert_eq!(daemon.verdict(port).0, "healthy");
     refused(&["job", "end", "--id", "b-1"]);
     refused(&["job", "start", "--id", "b-1", "--ci", "buildkite"]);
     refused(&["job", "start", "--id", "c", "--pid", &tree.get("shell").pid.to_string()]);
-    assert_eq!(verdict(&daemon, port).0, "healthy");
+    assert_eq!(daemon.verdict(port).0, "healthy");
     // Declared before it began, by somebody whose it is not.
     assert_eq!(as_nobody(&daemon, &programs, &["job", "start", "--id", "b-2", "--ci", "buildkite"]).0, 0);
     let tree = listener(&["env:BUILDKITE_JOB_ID=b-2"]);
     assert_eq!(as_nobody(&daemon, &programs, &["job", "end", "--id", "b-2"]).0, 0);
-    let (unattributed, claim) = verdict(&daemon, tree.get("server").port());
+    let (unattributed, claim) = daemon.verdict(tree.get("server").port());
     assert_eq!((unattributed.as_str(), &claim["job"]), ("unattributed", &Value::Null), "{claim:#}");
     // Their own they may.
     assert_eq!(as_nobody(&daemon, &programs, &["job", "start", "--id", "mine"]).0, 0);
@@ -263,7 +245,7 @@ fn at_the_end_of_a_github_job_its_leaks_and_refusals_are_annotated_and_summarise
     let listed = listed(&daemon, "github_1f0c");
     assert_eq!(listed.len(), 1, "the hook and the processes tell of one job: {listed:#?}");
     assert_eq!(listed[0]["state"], "ended", "though its worker goes on");
-    eventually("it has leaked", || (verdict(&daemon, port).0 == "leaked").then_some(()));
+    eventually("it has leaked", || (daemon.verdict(port).0 == "leaked").then_some(()));
     // Twice: a word, and no failure.
     let (code, stdout, stderr) =
         hooked(&daemon, &mut Command::new(hook("github/job-completed.sh")), &variables);
@@ -312,7 +294,7 @@ fn hooks_of_other_systems_tell_of_the_job_that_its_processes_name() {
             variables.iter().map(|(name, value)| format!("env:{name}={value}")).collect();
         let tree = listener(&environment.iter().map(String::as_str).collect::<Vec<_>>());
         let port = tree.get("server").port();
-        let (healthy, claim) = verdict(&daemon, port);
+        let (healthy, claim) = daemon.verdict(port);
         assert_eq!(
             (healthy.as_str(), &claim["job"]["ci"], &claim["job"]["id"]),
             ("healthy", &ci.into(), &id.into()),
@@ -322,7 +304,7 @@ fn hooks_of_other_systems_tell_of_the_job_that_its_processes_name() {
         let told = runner(end);
         assert!(told.contains(&format!("tcp 127.0.0.1:{port} by holder")), "{told}");
         eventually("it has leaked, with no pause for another step", || {
-            (verdict(&daemon, port).0 == "leaked").then_some(())
+            (daemon.verdict(port).0 == "leaked").then_some(())
         });
     }
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Daemon, Tree, eventually, free_port, holder, open_directory, run};
+use common::{Daemon, eventually, free_port, open_directory, run};
 use hook::Hook;
 use serde_json::Value;
 
@@ -158,23 +158,7 @@ fn a_leak_fires_and_resolves_in_a_real_prometheus_and_alertmanager() {
         ],
     );
 
-    let (code, _, stderr) =
-        run(&mut daemon.ask(&["job", "start", "--id", "scraped", "--name", "scraped-job"]));
-    assert_eq!(code, 0, "{stderr}");
-    let mut command = Command::new(holder());
-    command.args([
-        "shell",
-        "env:SNIFFER_JOB_ID=scraped",
-        "--",
-        holder().to_str().unwrap(),
-        "server",
-        "tcp:127.0.0.1:0",
-    ]);
-    let tree = Tree::start(&mut command, &["shell", "server"]);
-    let port = tree.get("server").port();
-    daemon.who_holds(port);
-    run(&mut daemon.ask(&["job", "end", "--id", "scraped"]));
-
+    let (_tree, port) = daemon.leftover("scraped");
     let heard = |name: &str, status: &str| {
         let end = Instant::now() + Duration::from_secs(90);
         loop {
@@ -195,13 +179,13 @@ fn a_leak_fires_and_resolves_in_a_real_prometheus_and_alertmanager() {
     let own = heard("SnifferListenerLeaked", "firing");
     assert_eq!(
         (&own["labels"]["port"], &own["labels"]["job_name"]),
-        (&port.to_string().into(), &"scraped-job".into()),
+        (&port.to_string().into(), &"scraped".into()),
         "{own:#}"
     );
     let scraped = heard("SnifferLeakedListeners", "firing");
     assert_eq!(scraped["labels"]["ci"], "custom");
     let description = scraped["annotations"]["description"].as_str().unwrap();
-    assert!(description.contains(&port.to_string()) && description.contains("scraped-job"), "{scraped:#}");
+    assert!(description.contains(&format!("{port}/tcp in host by holder")), "{scraped:#}");
 
     let (code, _, stderr) = run(&mut daemon.ask(&["reap", "--job", "scraped", "--yes"]));
     assert_eq!(code, 0, "{stderr}");

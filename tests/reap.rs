@@ -11,6 +11,7 @@
 mod common;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{
     Daemon, SNIFFER, Tree, alone, eventually, json, one_runner_on_this_host, open_directory, program, run,
@@ -96,6 +97,24 @@ fn another_users_process_is_not_ended_and_nothing_else_is_either() {
     assert_eq!(code, 2, "{err}");
     assert!(err.contains("belongs to root") && err.contains("nothing was done"), "{err}");
     assert!(held.it().is_alive());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_agent_ends_what_has_leaked_after_an_extra_grace_if_it_is_told_to() {
+    // It would end another test's.
+    let _alone = one_runner_on_this_host();
+    let daemon = Daemon::start("leak.reap = true\nleak.reap_after = \"2s\"\n");
+    let running = Tree::holder(&["tcp:127.0.0.1:0"]);
+    let (leftover, port) = daemon.leftover("swept");
+    let server = leftover.get("server");
+    eventually("it has leaked", || (daemon.verdict(port).0 == "leaked").then_some(()));
+    let leaked = Instant::now();
+    eventually("it was ended", || (!server.is_alive()).then_some(()));
+    assert!(leaked.elapsed() >= Duration::from_millis(1_500), "not before its time");
+    assert!(leftover.get("shell").is_alive() && running.it().is_alive(), "nobody else was");
+    eventually("it is said", || daemon.log().contains("event=\"reaped\"").then_some(()));
+    assert!(!Daemon::start("").log().contains("reaped"), "off by default");
 }
 
 #[test]

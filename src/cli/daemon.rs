@@ -20,13 +20,14 @@ use crate::engine::{Leak, Notice, Question, Sharing, Topic};
 use crate::judge::ci;
 use crate::kernel::containers::Engines;
 use crate::kernel::process::Reader;
-use crate::kernel::{host, memory};
+use crate::kernel::{capability, host, memory};
 use crate::model::conflict::Conflict;
 use crate::model::escape::Escaped;
 use crate::model::job::{Job, JobState};
 use crate::model::netns::Netns;
 use crate::model::socket::Protocol;
 use crate::model::target::Target;
+use crate::reaper;
 use crate::report;
 use crate::serve::control::{self, ControlSocket};
 use crate::serve::http;
@@ -100,6 +101,14 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
     if let Some(address) = settings.listen {
         let exporter = Exporter::new(agent.clone(), alerts.clone(), settings.max_series);
         tokio::spawn(serve_metrics(address, exporter));
+    }
+    if settings.reap {
+        if capability::lacks_kill() {
+            tracing::warn!(
+                "leak.reap: this process lacks CAP_KILL and can end only its own user's processes"
+            );
+        }
+        tokio::spawn(reaper::run(agent.clone(), settings.reap_after));
     }
     let keeper = settings.state.clone().map(|path| Keeper::new(path, boot, agent.kept(), alerts.clone()));
     if let Some(keeper) = keeper.clone() {
@@ -182,7 +191,7 @@ async fn reload(agent: &Agent, old: Settings, config: Option<&Path>) -> Settings
             tracing::info!("configuration reloaded");
             if needs_restart {
                 tracing::warn!(
-                    "[control], [metrics], [containers], [agent], [[alerts]], watch.events and [[jobs.custom]] variables take effect at the next start"
+                    "[control], [metrics], [containers], [agent], [[alerts]], leak.reap, watch.events and [[jobs.custom]] variables take effect at the next start"
                 );
             }
             new
@@ -199,21 +208,11 @@ async fn reload(agent: &Agent, old: Settings, config: Option<&Path>) -> Settings
     settings
 }
 
+/// What a reload does not change, the rest made equal.
 fn restart_only(settings: &Settings) -> Settings {
-    let Settings { socket, socket_mode, listen, max_series, engines, events, custom, alerts, state, .. } =
-        settings.clone();
-    Settings {
-        socket,
-        socket_mode,
-        listen,
-        max_series,
-        engines,
-        events,
-        custom,
-        alerts,
-        state,
-        ..Settings::default()
-    }
+    let Settings { interval, nat, grace, exempt, history, retention, max_size_bytes, .. } =
+        Settings::default();
+    Settings { interval, nat, grace, exempt, history, retention, max_size_bytes, ..settings.clone() }
 }
 
 /// Serves metrics and health. Where the port is taken the agent says by whom, and tries again: it must not fall over its

@@ -108,6 +108,12 @@ fn leak(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mista
     if let Some(exempt) = table.strings("exempt", mistakes, not_empty) {
         settings.exempt = exempt;
     }
+    if let Some(reap) = table.boolean("reap", mistakes) {
+        settings.reap = reap;
+    }
+    if let Some(after) = table.string("reap_after", mistakes, duration) {
+        settings.reap_after = after;
+    }
     table.finish_here(mistakes);
 }
 

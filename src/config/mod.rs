@@ -58,6 +58,10 @@ pub struct Settings {
     pub grace: Duration,
     /// Programs that may outlive jobs.
     pub exempt: Vec<String>,
+    /// Whether the agent ends what has leaked,
+    pub reap: bool,
+    /// after it has leaked for so long.
+    pub reap_after: Duration,
     /// History database; `None` keeps none.
     pub history: Option<PathBuf>,
     /// How long history is kept.
@@ -96,6 +100,8 @@ impl Default for Settings {
             ]
             .map(str::to_owned)
             .to_vec(),
+            reap: false,
+            reap_after: Duration::from_secs(60),
             history: Some(PathBuf::from("/var/lib/sniffer/history.db")),
             retention: Duration::from_secs(7 * 86_400),
             max_size_bytes: 256 * 1024 * 1024,

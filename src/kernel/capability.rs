@@ -41,3 +41,12 @@ pub fn missing() -> Result<Vec<Capability>, Unreadable> {
     let effective = procfs::process::Process::myself()?.status()?.capeff;
     Ok(USED.into_iter().filter(|capability| effective & (1 << capability.bit) == 0).collect())
 }
+
+/// `CAP_KILL` of capabilities(7): signals to every process.
+const KILL: u32 = 5;
+
+/// Whether this process may not end other users' processes; not known counts as not.
+pub fn lacks_kill() -> bool {
+    let status = procfs::process::Process::myself().and_then(|own| own.status());
+    status.map_or(true, |status| status.capeff & (1 << KILL) == 0)
+}

@@ -10,6 +10,7 @@ pub mod children;
 pub mod clock;
 pub mod containers;
 pub mod descriptors;
+pub mod doom;
 pub mod host;
 pub mod links;
 pub mod look;

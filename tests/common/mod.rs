@@ -169,6 +169,15 @@ impl Drop for Tree {
     }
 }
 
+/// A process with these variables, and a listener that it starts: `shell` and `server`.
+#[track_caller]
+pub fn listener(variables: &[&str]) -> Tree {
+    let mut command = Command::new(holder());
+    command.arg("shell").args(variables);
+    command.args(["--", holder().to_str().unwrap(), "server", "tcp:127.0.0.1:0"]);
+    Tree::start(&mut command, &["shell", "server"])
+}
+
 /// The command without a daemon.
 pub fn alone() -> Command {
     let mut command = Command::new(SNIFFER);
@@ -306,6 +315,31 @@ impl Daemon {
         let mut command = Command::new(SNIFFER);
         command.env("SNIFFER_SOCKET", self.socket()).args(arguments);
         command
+    }
+
+    /// `sniffer job start` or `end`.
+    #[track_caller]
+    pub fn job(&self, verb: &str, id: &str) {
+        let (code, _, stderr) = run(&mut self.ask(&["job", verb, "--id", id]));
+        assert_eq!(code, 0, "{stderr}");
+    }
+
+    /// A listener that has outlived its declared job: it leaks when its grace is over. With its port.
+    #[track_caller]
+    pub fn leftover(&self, id: &str) -> (Tree, u16) {
+        self.job("start", id);
+        let tree = listener(&[&format!("env:SNIFFER_JOB_ID={id}")]);
+        let port = tree.get("server").port();
+        assert_eq!(self.who_holds(port)["claims"][0]["job"]["id"], id);
+        self.job("end", id);
+        (tree, port)
+    }
+
+    /// The verdict on the listener of a port, and its claim.
+    #[track_caller]
+    pub fn verdict(&self, port: u16) -> (String, Value) {
+        let claim = self.who_holds(port)["claims"][0].clone();
+        (claim["verdict"].as_str().unwrap_or("none").to_owned(), claim)
     }
 
     #[track_caller]
