@@ -19,7 +19,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::{Daemon, NamedNetns, alone, claims, eventually, ip, json, run};
+use common::{Daemon, NamedNetns, Tree, alone, claims, eventually, ip, json, open_directory, program, run};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -209,6 +209,36 @@ fn a_published_port_is_the_containers_with_the_proxy_and_without() {
     assert!(claim["reason"].as_str().unwrap().starts_with("the listener behind it: "), "{claim:#}");
     assert!(docker.client(&["rm", "-f", "web"]).stdout(Stdio::null()).status().unwrap().success());
     eventually("it is gone with its container", || published().is_none().then_some(()));
+}
+
+#[test]
+#[ignore = "needs root and Docker"]
+fn what_runs_in_a_container_that_a_job_started_is_the_jobs_and_leaks_with_it() {
+    let docker = Docker::start("sniffer-jobs", &[]);
+    let daemon = Daemon::start("");
+    let create = ["create", "box", "/bin/busybox", "sleep", "300"];
+    let output = docker.client(&create).stderr(Stdio::inherit()).output().unwrap();
+    let id = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    // As GitHub's runner has it: the worker starts the container, and enters it for each step, which has none of its variables.
+    let programs = open_directory();
+    let started = programs.path().join("started");
+    let script = format!("docker start {id} && : > {} && exec cat", started.display());
+    let mut worker = Command::new(program(&programs, "Runner.Worker"));
+    worker.env("DOCKER_HOST", format!("unix://{}", docker.socket().display()));
+    worker.args(["worker", "env:RUNNER_TRACKING_ID=github_in_container", "--", "sh", "-c", &script]);
+    let tree = Tree::start(&mut worker, &["worker"]);
+    eventually("it is started", || started.exists().then_some(()));
+    let step = ["exec", "--detach", &id, "/bin/busybox", "httpd", "-p", "81"];
+    assert!(docker.client(&step).status().unwrap().success());
+    let held = || json(&mut daemon.ask(&["who-holds", "81/tcp"])).1;
+    let claim =
+        eventually("its port is held", || claims(&held(), "kind", "listener").first().cloned().cloned());
+    let job = &claim["job"];
+    assert_eq!((&job["ci"], &job["id"]), (&"github".into(), &"github_in_container".into()), "{claim:#}");
+    assert_eq!(claim["verdict"], "healthy");
+    drop(tree);
+    eventually("it outlives its job", || claims(&held(), "verdict", "leaked").first().map(drop));
+    assert!(docker.client(&["rm", "--force", &id]).output().unwrap().status.success());
 }
 
 #[test]

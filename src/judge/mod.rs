@@ -6,6 +6,7 @@ pub mod advice;
 pub mod can_bind;
 pub mod ci;
 pub mod conflict;
+pub mod container_client;
 pub mod exempt;
 pub mod leak;
 pub mod nat;

@@ -2,10 +2,51 @@
 
 use std::collections::{HashMap, HashSet};
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::{ProcessTable, Record};
 use crate::judge::ci::Kin;
+use crate::judge::container_client;
 use crate::model::job::JobKey;
 use crate::model::process::ProcessId;
+
+/// A container that was started and has no process is forgotten after so long.
+const TO_START: SignedDuration = SignedDuration::from_mins(10);
+/// So many are remembered at the most.
+const MAX_STARTED: usize = 10_000;
+
+/// Containers that processes of jobs started, by their ids.
+#[derive(Debug, Default)]
+pub(super) struct StartedContainers(HashMap<String, (JobKey, Timestamp)>);
+
+impl StartedContainers {
+    /// The job that started a container.
+    pub(super) fn job(&self, id: &str) -> Option<&JobKey> {
+        self.0.get(id).map(|(job, _)| job)
+    }
+
+    /// Notes what a job's process starts. A container that has a process already (`is_there`) runs, and was somebody's before.
+    pub(super) fn note(
+        &mut self,
+        comm: &str,
+        cmdline: &[String],
+        job: &JobKey,
+        is_there: impl Fn(&str) -> bool,
+        now: Timestamp,
+    ) {
+        for id in container_client::starts(comm, cmdline) {
+            if self.0.len() < MAX_STARTED && !self.0.contains_key(id) && !is_there(id) {
+                self.0.insert(id.to_owned(), (job.clone(), now));
+            }
+        }
+    }
+
+    /// Forgets those without a process.
+    pub(super) fn forget(&mut self, there: &HashSet<&str>, now: Timestamp) {
+        let is_new = |since: Timestamp| now.duration_since(since) < TO_START;
+        self.0.retain(|id, (_, since)| is_new(*since) || there.contains(id.as_str()));
+    }
+}
 
 impl ProcessTable {
     /// Takes jobs from parents, and in a container from its oldest process, for processes met in no order.
@@ -30,7 +71,7 @@ impl ProcessTable {
         }
     }
 
-    /// A container whose first process is a job's was started for that job; processes put into it later belong to it.
+    /// A container that a job started, or whose first process is a job's, is that job's; so are processes that are put into it later.
     pub(in crate::engine) fn jobs_of_containers(&self) -> HashMap<&str, &JobKey> {
         let mut first: HashMap<&str, &Record> = HashMap::new();
         for record in self.records.values() {
@@ -40,10 +81,9 @@ impl ProcessTable {
                 *oldest = record;
             }
         }
-        first
-            .into_iter()
-            .filter_map(|(container, record)| Some((container, record.own_job.as_ref()?)))
-            .collect()
+        let by_first =
+            first.into_iter().filter_map(|(container, record)| Some((container, record.own_job.as_ref()?)));
+        self.started.0.iter().map(|(id, (job, _))| (id.as_str(), job)).chain(by_first).collect()
     }
 
     /// The jobs that have a living process.
@@ -119,5 +159,52 @@ impl ProcessTable {
     pub(in crate::engine) fn descends_from_user(&self, pid: u32, uid: u32) -> bool {
         let is_of = |record: &Record| record.uid == Some(uid);
         self.records.get(&pid).is_some_and(is_of) || self.ancestors(pid).any(is_of)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::process::Process;
+    use crate::model::process::fixtures::literal;
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn job() -> JobKey {
+        JobKey { ci: "github".to_owned(), id: "a".to_owned() }
+    }
+
+    /// What a job's worker runs, and then a process that the engine puts into the container.
+    fn after(before: &[(u32, &str)], command: &[&str]) -> ProcessTable {
+        let mut table = ProcessTable::default();
+        let inside =
+            |pid, id: &str| Process { cgroup: Some(format!("/docker/{id}")), ..literal(pid, 2, "sh") };
+        for (pid, id) in before {
+            let _ = table.read(inside(*pid, id), None, NOW);
+        }
+        let _ = table.read(literal(10, 1, "Runner.Worker"), Some(job()), NOW);
+        let cmdline = command.iter().map(|word| (*word).to_owned()).collect();
+        let _ = table.read(Process { cmdline, ..literal(11, 10, "docker") }, None, NOW);
+        let _ = table.read(inside(30, &"4f".repeat(32)), None, NOW);
+        table.settle_jobs();
+        table
+    }
+
+    #[test]
+    fn what_runs_in_a_container_that_a_job_started_is_the_jobs() {
+        let id = "4f".repeat(32);
+        assert_eq!(after(&[], &["docker", "start", &id]).job(30), Some(&job()));
+        assert_eq!(after(&[], &["docker", "exec", "-i", &id, "sh"]).job(30), None, "it is only entered");
+        let running = after(&[(20, &id)], &["docker", "start", &id]);
+        assert_eq!((running.job(20), running.job(30)), (None, None), "it ran before");
+    }
+
+    #[test]
+    fn containers_that_never_started_are_forgotten() {
+        let mut table = after(&[], &["docker", "start", &"5a".repeat(32)]);
+        assert_eq!(table.started.0.len(), 1);
+        let later = NOW + SignedDuration::from_mins(11);
+        let _ = table.keep_only(&HashSet::from([10, 30]), later);
+        assert_eq!(table.started.0.len(), 0);
     }
 }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use membership::StartedContainers;
+
 use super::binds::Binder;
 use super::graves::Graves;
 use crate::judge::test_runner;
@@ -70,6 +72,8 @@ pub(super) struct ProcessTable {
     ended: HashMap<u32, Timestamp>,
     /// Those that ended a short time ago, the last at the end.
     graves: Graves,
+    /// Containers that a process of a job started.
+    started: StartedContainers,
 }
 
 /// A process as it is, or was when it ended.
@@ -150,7 +154,10 @@ impl ProcessTable {
         let container = cgroup.as_deref().and_then(cgroup_path::container);
         let told = told.or_else(|| known.and_then(|record| record.told.clone()));
         let recent = known.is_none_or(|record| record.recent);
-        let job = own_job.clone().or(inherited);
+        let job = own_job
+            .clone()
+            .or(inherited)
+            .or_else(|| container.as_deref().and_then(|id| self.started.job(id)).cloned());
         let record = Record {
             start: Some(id.start),
             ppid,
@@ -171,6 +178,10 @@ impl ProcessTable {
         let reused = known.is_none() && self.records.contains_key(&id.pid);
         if reused {
             self.exited(id.pid, now);
+        }
+        if let Some(job) = &record.job {
+            let there = |id: &str| self.records.values().any(|one| one.container.as_deref() == Some(id));
+            self.started.note(&record.comm, &record.cmdline, job, there, now);
         }
         self.insert(id.pid, record);
         if reused { Pid::Reused } else { Pid::Kept }
@@ -300,6 +311,9 @@ impl ProcessTable {
         let gone = |pid: &u32| !alive.contains(pid) && !self.is_newer(*pid, at);
         let gone: Vec<u32> = self.records.keys().copied().filter(gone).collect();
         self.ended.retain(|_, ended| *ended >= at);
+        let there: HashSet<&str> =
+            self.records.values().filter_map(|record| record.container.as_deref()).collect();
+        self.started.forget(&there, at);
         for pid in &gone {
             self.exited(*pid, at);
         }
