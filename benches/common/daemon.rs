@@ -28,13 +28,18 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start(directory: &Path) -> Result<Daemon, Failure> {
+        Daemon::start_with(directory, "")
+    }
+
+    /// With more lines of configuration.
+    pub(crate) fn start_with(directory: &Path, more: &str) -> Result<Daemon, Failure> {
         let failed = |error: std::io::Error| format!("the daemon cannot be started: {error}");
         // Free a moment ago; where somebody took it meanwhile the daemon never gets ready, and that is said.
         let metrics = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).map_err(failed)?;
         let (socket, log) = (directory.join("sniffer.sock"), directory.join("daemon.log"));
         let configuration = directory.join("config.toml");
         let text = format!(
-            "[control]\nsocket = \"{}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n[history]\npath = \"\"\n\n[agent]\nstate = \"\"\n",
+            "[control]\nsocket = \"{}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n[history]\npath = \"\"\n\n[agent]\nstate = \"\"\n\n{more}",
             socket.display()
         );
         std::fs::write(&configuration, text).map_err(failed)?;
@@ -78,9 +83,14 @@ impl Daemon {
 
     /// A metric of a source; 0 where it is not there.
     pub(crate) fn metric(&self, name: &str, source: &str) -> Result<f64, Failure> {
+        self.series(&format!("{name}{{source=\"{source}\"}}"))
+    }
+
+    /// A series of `/metrics`; 0 where it is not there.
+    pub(crate) fn series(&self, series: &str) -> Result<f64, Failure> {
         let text =
             self.get("/metrics").map_err(|error| format!("/metrics: {error} (has the daemon ended?)"))?;
-        let series = format!("{name}{{source=\"{source}\"}} ");
+        let series = format!("{series} ");
         Ok(text.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0.0))
     }
 

@@ -141,7 +141,7 @@ impl Engine {
         let (socket, findings, step) = (&entry.socket, about.findings, about.step);
         let judgement = self.judgement(entry, findings.taken_at);
         let holders = self.holders(entry, findings, step);
-        let Judgement { verdict, reason, job } = judgement;
+        let Judgement { verdict, reason, job, .. } = judgement;
         let mut claim = Claim {
             kind: socket.kind(),
             protocol: socket.protocol,

@@ -90,6 +90,8 @@ pub struct Engine {
     sees_host: bool,
     notices: Vec<Notice>,
     leaks: HashMap<SocketKey, Leak>,
+    /// When the first verdict changes by itself.
+    verdict_until: Option<Timestamp>,
     binds: BindTable,
     conflicts: ConflictTable,
     shared: BTreeMap<Group, Sharing>,
@@ -116,6 +118,7 @@ impl Engine {
             sees_host: true,
             notices: Vec::new(),
             leaks: HashMap::new(),
+            verdict_until: None,
             binds: BindTable::default(),
             conflicts: ConflictTable::default(),
             shared: BTreeMap::new(),

@@ -69,9 +69,11 @@ impl Engine {
         self.decide_jobs(now);
         let mut leaks = HashMap::new();
         let mut verdicts = Vec::new();
+        self.verdict_until = None;
         for entry in self.ports.entries() {
             let key = entry.socket.key;
             let judgement = self.judgement(entry, now);
+            self.verdict_until = [self.verdict_until, judgement.until].into_iter().flatten().min();
             let unsure = !entry.settled && judgement.verdict == Verdict::Leaked;
             if judgement.verdict == Verdict::Leaked && (!unsure || self.leaks.contains_key(&key)) {
                 let leak = self.leaks.get(&key).cloned().unwrap_or_else(|| self.leak(entry, &judgement));
@@ -153,8 +155,8 @@ impl Engine {
         HolderStanding { exempt, job: self.processes.job(pid).and_then(|job| self.jobs.standing(job)) }
     }
 
-    /// Whether a verdict will change by the passing of time alone.
-    pub fn awaits_time(&self) -> bool {
-        self.ports.entries().any(|entry| entry.verdict == Some(Verdict::Grace))
+    /// When the first verdict changes by the passing of time alone.
+    pub fn verdict_until(&self) -> Option<Timestamp> {
+        self.verdict_until
     }
 }

@@ -40,6 +40,8 @@ pub struct Judgement {
     pub reason: String,
     /// The job it is about: a running one before an ended one.
     pub job: Option<JobKey>,
+    /// When the passing of time alone changes it.
+    pub until: Option<Timestamp>,
 }
 
 /// How sure the judge can be of the moments in [`Standing`].
@@ -61,8 +63,12 @@ pub fn judge(
 ) -> Judgement {
     let jobs: Vec<&Standing> = holders.iter().filter_map(|holder| holder.job.as_ref()).collect();
     let job = jobs.iter().find(|job| job.state != JobState::Ended).or(jobs.first());
-    let verdict =
-        |verdict, reason: String| Judgement { verdict, reason, job: job.map(|job| job.key.clone()) };
+    let verdict = |verdict, reason: String| Judgement {
+        verdict,
+        reason,
+        job: job.map(|job| job.key.clone()),
+        until: None,
+    };
     if let Some(entry) = holders.iter().find_map(|holder| holder.exempt.as_deref()) {
         return verdict(Verdict::Exempt, format!("'{entry}' is exempt: it may outlive jobs"));
     }
@@ -96,7 +102,10 @@ pub fn judge(
         None => format!("job ended before {} ago", span(over)),
     };
     let reason = format!("{ago} (grace {})", span(grace));
-    verdict(if over >= grace { Verdict::Leaked } else { Verdict::Grace }, reason)
+    if over >= grace {
+        return verdict(Verdict::Leaked, reason);
+    }
+    Judgement { until: over_since.checked_add(grace).ok(), ..verdict(Verdict::Grace, reason) }
 }
 
 fn nobody(kind: ClaimKind, holders: &[HolderStanding]) -> &'static str {

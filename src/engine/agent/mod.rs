@@ -39,8 +39,8 @@ use crate::model::process::ProcessId;
 
 /// Messages (batches of events among them) that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
 const QUEUE: usize = 1024;
-/// Verdicts that time alone will change are judged again this often.
-const JUDGE_EVERY: Duration = Duration::from_millis(200);
+/// What was noticed is told this often.
+const NOTICE_EVERY: Duration = Duration::from_millis(200);
 /// The status is made anew at least this often.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// A look waits this long for the events before it: events that take longer are being lost.
@@ -295,8 +295,6 @@ impl<O: Outside> Loop<O> {
         // Subscribed before the first list: what starts in between is in one of the two.
         self.start_events();
         self.list_processes();
-        let mut pulse = tokio::time::interval(JUDGE_EVERY);
-        pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut batch = Vec::new();
         loop {
             tokio::select! {
@@ -308,7 +306,7 @@ impl<O: Outside> Loop<O> {
                         self.take(message);
                     }
                 }
-                _ = pulse.tick() => {}
+                () = tokio::time::sleep_until(self.next_pulse().into()) => {}
             }
             self.pulse();
         }
@@ -635,11 +633,13 @@ impl<O: Outside> Loop<O> {
         if self.pace.listed && !self.pace.looking && due(self.pace.next_look, now) {
             self.take_interval_look();
         }
-        if due(self.pace.next_judgement, now) {
-            self.pace.next_judgement = Some(now + JUDGE_EVERY);
-            if self.engine.awaits_time() {
-                self.engine.judge(self.reader.clock.now());
-            }
+        let clock_now = self.reader.clock.now();
+        let ripe = self.engine.verdict_until().is_some_and(|until| until <= clock_now);
+        if ripe {
+            self.engine.judge(clock_now);
+        }
+        if ripe || due(self.pace.next_notices, now) {
+            self.pace.next_notices = Some(now + NOTICE_EVERY);
             let notices = self.engine.take_notices();
             if notices.iter().any(|notice| matches!(notice, Notice::Job(..))) {
                 let jobs = self.engine.kept_jobs();
@@ -656,6 +656,17 @@ impl<O: Outside> Loop<O> {
             let status = Status { ready: self.ready, sources: self.sources.clone(), ..self.engine.status() };
             self.publish.send_replace(Arc::new(status));
         }
+    }
+
+    /// When there is something to do though nothing was told.
+    fn next_pulse(&self) -> Instant {
+        let now = Instant::now();
+        let notices = self.pace.next_notices.unwrap_or(now);
+        let verdict = self.engine.verdict_until().map(|until| {
+            let wait = Duration::try_from(until.duration_since(self.reader.clock.now()));
+            now + wait.unwrap_or(Duration::ZERO)
+        });
+        verdict.map_or(notices, |verdict| verdict.min(notices))
     }
 
     fn list_processes(&mut self) {

@@ -43,7 +43,7 @@ pub(super) struct Pace {
     pub(super) next_thorough: Option<Instant>,
     pub(super) next_processes: Option<Instant>,
     pub(super) next_wanted_list: Option<Instant>,
-    pub(super) next_judgement: Option<Instant>,
+    pub(super) next_notices: Option<Instant>,
 }
 
 pub(super) fn due(at: Option<Instant>, now: Instant) -> bool {
