@@ -324,6 +324,37 @@ fn no_system_call_of_the_agent_is_refused() {
     assert_eq!(errors, "");
 }
 
+#[test]
+#[ignore = "needs root, systemd-nspawn and debootstrap"]
+fn a_hook_ends_a_job_across_a_restart_and_its_leftover_is_alerted_and_ended() {
+    let host = Host::boot();
+    host.write("/usr/local/bin/on-leak", "#!/bin/sh\ncat > /run/sniffer/alert");
+    host.done("chmod 755 /usr/local/bin/on-leak");
+    let config = "[leak]\ngrace = '1s'\nreap = true\nreap_after = '1s'\n[[alerts.command]]\nrun = ['/usr/local/bin/on-leak']";
+    host.write("/etc/sniffer/config.toml", config);
+    // What the README says for leak.reap; and a refused system call ends the agent, so that it cannot go unnoticed.
+    host.drop_in("AmbientCapabilities=CAP_KILL\nCapabilityBoundingSet=CAP_KILL\nSystemCallErrorNumber=kill");
+    host.done("systemctl start sniffer");
+    host.listen("listener", "Type=exec", "", 8081);
+    // The hook comes when the job's processes are there already.
+    host.done("sniffer job start --ci github --id github_1f0c --name nightly");
+    host.done("systemctl restart sniffer");
+    let jobs = host.done("sniffer job list");
+    assert!(
+        jobs.contains("github_1f0c") && jobs.contains("nightly") && jobs.contains("running since"),
+        "{jobs}"
+    );
+    let told = host.done("sniffer job end --ci github --id github_1f0c");
+    assert!(told.contains("tcp 0.0.0.0:8081 by perl"), "{told}");
+    wait("its end", SOON, || {
+        (host.show_of("listener", "ActiveState") != "active").then_some(()).ok_or_else(|| host.journal())
+    });
+    let alert = host.done("cat /run/sniffer/alert");
+    assert!(alert.contains("\"subject\":\"leak\"") && alert.contains("github_1f0c"), "{alert}");
+    assert!(host.journal().contains("has leaked 8081/tcp: ended"), "{}", host.journal());
+    assert_eq!([host.show("ActiveState"), host.show("NRestarts")], ["active", "0"], "{}", host.journal());
+}
+
 /// A file of this package.
 fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
