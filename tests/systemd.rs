@@ -352,6 +352,11 @@ fn a_hook_ends_a_job_across_a_restart_and_its_leftover_is_alerted_and_ended() {
     let alert = host.done("cat /run/sniffer/alert");
     assert!(alert.contains("\"subject\":\"leak\"") && alert.contains("github_1f0c"), "{alert}");
     assert!(host.journal().contains("has leaked 8081/tcp: ended"), "{}", host.journal());
+    let fields = host.done("journalctl --unit sniffer F_EVENT=leak --output json");
+    assert!(
+        fields.contains("\"F_PORT\":\"8081\"") && fields.contains("\"F_JOB_ID\":\"github_1f0c\""),
+        "{fields}"
+    );
     assert_eq!([host.show("ActiveState"), host.show("NRestarts")], ["active", "0"], "{}", host.journal());
 }
 

@@ -571,14 +571,16 @@ impl<O: Outside> Loop<O> {
         let findings = match findings {
             Ok(findings) => findings,
             Err(error) => {
-                let status = self.source(source::SOCKETS);
-                (status.up, status.why) = (false, Some(format!("{error:?}")));
                 match purpose {
                     Purpose::Answer(question, reply) => {
                         let _ = reply.send(Err(Unanswerable::from_look(error, &question)));
                     }
                     Purpose::Conflict(id) => self.explained(id, None),
-                    Purpose::Interval(_) => {}
+                    // The others may fail for what was asked: a namespace that is no more.
+                    Purpose::Interval(_) => {
+                        let status = self.source(source::SOCKETS);
+                        (status.up, status.why) = (false, Some(format!("{error:?}")));
+                    }
                 }
                 return;
             }

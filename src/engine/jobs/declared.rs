@@ -147,3 +147,48 @@ impl JobTable {
         self.declared.retain(|_, key| known.contains(key));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::ci::built_in;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn declare(jobs: &mut JobTable, id: &str, by: u32, now: i64) -> Result<JobChange, Refused> {
+        let systems = built_in();
+        let system = systems.iter().find(|system| system.name() == "custom").unwrap();
+        let key = JobKey { ci: "custom".to_owned(), id: id.to_owned() };
+        let facts = JobFacts { key, id: id.to_owned(), name: None, repository: None, run: None, url: None };
+        jobs.declare(system, facts, by, at(now))
+    }
+
+    #[test]
+    fn a_job_that_never_ends_goes_on_and_one_without_processes_is_forgotten_in_the_end() {
+        let mut jobs = JobTable::default();
+        let key = declare(&mut jobs, "endless", 0, 0).unwrap().key;
+        // Thousands of others by other users, none of which is ever said to have ended.
+        for number in 0..5_100_u32 {
+            declare(&mut jobs, &format!("other-{number}"), 1 + number % 10, 1).unwrap();
+        }
+        jobs.forget(&HashSet::from([&key]));
+        assert_eq!(jobs.standing(&key).map(|standing| standing.state), Some(JobState::Running));
+        assert!(jobs.keys().count() <= 5_001, "what has no process is bounded");
+        assert_eq!(jobs.declared.len(), jobs.keys().count());
+    }
+
+    #[test]
+    fn one_user_cannot_have_jobs_without_end() {
+        let mut jobs = JobTable::default();
+        for number in 0..RUNNING_OF_ONE {
+            declare(&mut jobs, &number.to_string(), 7, 0).unwrap();
+        }
+        assert!(matches!(declare(&mut jobs, "one-more", 7, 0), Err(Refused::OutOfOrder(_))));
+        assert!(declare(&mut jobs, "of-another", 8, 0).is_ok());
+        let zero = JobKey { ci: "custom".to_owned(), id: "0".to_owned() };
+        assert!(jobs.declare_end(&zero, 7, at(1)).unwrap().is_some());
+        assert!(declare(&mut jobs, "one-more", 7, 2).is_ok());
+    }
+}
