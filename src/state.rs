@@ -5,8 +5,10 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -17,6 +19,10 @@ use crate::model::answer::SCHEMA;
 
 /// A larger file is none of ours.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// What could not be written is tried again after this long.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Between two writings rest so many times what the first took.
+const REST: u32 = 20;
 /// Changes within this time are written together.
 const GATHER: Duration = Duration::from_millis(100);
 
@@ -26,6 +32,8 @@ pub struct State {
     schema: u32,
     /// Which life of the host it is of: jobs do not outlive it.
     boot: String,
+    /// Where the clock of the agent began that kept it: the wall clock may have been set since.
+    pub booted: Timestamp,
     /// Jobs.
     pub jobs: Vec<KeptJob>,
     /// Alerts.
@@ -67,14 +75,22 @@ fn aside(path: &Path, why: &str) -> State {
 pub struct Keeper {
     path: PathBuf,
     boot: String,
+    booted: Timestamp,
     jobs: watch::Receiver<Vec<KeptJob>>,
     alerts: Alerts,
+    /// Held while it is written.
+    pen: Arc<Mutex<()>>,
 }
 
 impl Keeper {
     /// One for this file.
-    pub fn new(path: PathBuf, boot: String, jobs: watch::Receiver<Vec<KeptJob>>, alerts: Alerts) -> Self {
-        Keeper { path, boot, jobs, alerts }
+    pub fn new(
+        path: PathBuf,
+        (boot, booted): (String, Timestamp),
+        jobs: watch::Receiver<Vec<KeptJob>>,
+        alerts: Alerts,
+    ) -> Self {
+        Keeper { path, boot, booted, jobs, alerts, pen: Arc::default() }
     }
 
     /// Writes at every change, until the agent ends.
@@ -90,34 +106,46 @@ impl Keeper {
                 return;
             }
             tokio::time::sleep(GATHER).await;
-            self.jobs.mark_unchanged();
-            changes.mark_unchanged();
-            let keeper = self.clone();
-            let written = tokio::task::spawn_blocking(move || keeper.write()).await;
-            match written {
-                Ok(Err(error)) if !complained => {
-                    complained = true;
+            while let Err(error) = self.write_aside(&mut changes).await {
+                if !std::mem::replace(&mut complained, true) {
                     tracing::warn!(
                         "{} cannot be written: {error}; a restart will forget declared jobs and repeat alerts (agent.state sets another file)",
                         self.path.display()
                     );
                 }
-                Ok(Ok(())) => complained = false,
-                _ => {}
+                tokio::time::sleep(AGAIN).await;
             }
+            complained = false;
         }
+    }
+
+    /// Writes it on a thread of its own, and then rests: a large one is not written all the time.
+    async fn write_aside(&mut self, changes: &mut watch::Receiver<u64>) -> io::Result<()> {
+        self.jobs.mark_unchanged();
+        changes.mark_unchanged();
+        let (keeper, began) = (self.clone(), Instant::now());
+        tokio::task::spawn_blocking(move || keeper.write()).await.map_err(io::Error::other)??;
+        tokio::time::sleep(began.elapsed() * REST).await;
+        Ok(())
     }
 
     /// Writes it now: beside the old one, which it then replaces.
     pub fn write(&self) -> io::Result<()> {
+        let _pen = self.pen.lock().unwrap_or_else(PoisonError::into_inner);
         let jobs = self.jobs.borrow().clone();
         let alerts = self.alerts.book();
-        let state = State { schema: SCHEMA, boot: self.boot.clone(), jobs, alerts };
+        let state = State { schema: SCHEMA, boot: self.boot.clone(), booted: self.booted, jobs, alerts };
         let bytes = serde_json::to_vec(&state)?;
         let beside = self.path.with_added_extension("new");
         // Addresses of receivers are in it, and they may hold secrets.
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            // Nobody else is to lead it elsewhere.
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&beside)?;
         file.write_all(&bytes)?;
         fs::rename(&beside, &self.path)
     }
@@ -147,7 +175,7 @@ mod tests {
     #[test]
     fn none_is_no_mistake_and_one_of_ours_is_read() {
         let (_directory, path) = file(
-            "{\"schema\":1,\"boot\":\"b\",\"jobs\":[],\"alerts\":{\"entries\":{},\"receivers\":[\"webhook x\"]}}",
+            "{\"schema\":1,\"boot\":\"b\",\"booted\":\"2026-11-21T00:00:00Z\",\"jobs\":[],\"alerts\":{\"entries\":{},\"receivers\":[\"webhook x\"]}}",
         );
         let state = load(&path, "b");
         assert_eq!(state.boot, "b");

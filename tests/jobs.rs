@@ -69,12 +69,17 @@ fn out_of_order_changes_nothing_and_says_why() {
     assert_eq!(listed(&daemon, "a").len(), 0);
     assert_eq!(job(&daemon, &["start", "--id", "a"]).0, 0);
     refused(&["start", "--id", "a"], "was started already");
-    refused(&["start", "--id", "a", "--ci", "gitlab"], "was started already");
-    let before = listed(&daemon, "a");
+    // Of another system it is another job; then one has to say which.
+    assert_eq!(job(&daemon, &["start", "--id", "a", "--ci", "gitlab"]).0, 0);
+    refused(&["end", "--id", "a"], "several jobs have the id 'a' (custom, gitlab)");
+    assert_eq!(job(&daemon, &["end", "--id", "a", "--ci", "gitlab"]).0, 0);
+    let of_custom =
+        || listed(&daemon, "a").into_iter().filter(|job| job["ci"] == "custom").collect::<Vec<_>>();
+    let before = of_custom();
     assert_eq!(job(&daemon, &["end", "--id", "a"]).0, 0);
     refused(&["end", "--id", "a"], "has ended already");
     refused(&["start", "--id", "a"], "has ended already");
-    let after = listed(&daemon, "a");
+    let after = of_custom();
     assert_eq!(after.len(), 1);
     assert_eq!(before[0]["started"], after[0]["started"]);
     assert_eq!((before[0]["state"].as_str(), after[0]["state"].as_str()), (Some("running"), Some("ended")));
@@ -124,17 +129,24 @@ fn a_job_of_a_process_ends_with_it() {
 
 /// The command as another user, who must be able to reach the program.
 fn as_nobody(daemon: &Daemon, programs: &TempDir, arguments: &[&str]) -> (i32, String, String) {
+    as_nobody_by(daemon, programs, None, &[], arguments)
+}
+
+/// The same by another program, whose arguments come before the command's path.
+fn as_nobody_by(
+    daemon: &Daemon,
+    programs: &TempDir,
+    by: Option<&str>,
+    before: &[&str],
+    arguments: &[&str],
+) -> (i32, String, String) {
     let copy = programs.path().join("sniffer");
     if !copy.exists() {
         fs::copy(SNIFFER, &copy).unwrap();
     }
     let mut command = Command::new(holder());
-    command
-        .env("SNIFFER_SOCKET", daemon.socket())
-        .args(["it", "say", "uid:65534", "exec", "--"])
-        .arg(copy)
-        .args(arguments);
-    run(&mut command)
+    command.env("SNIFFER_SOCKET", daemon.socket()).args(["it", "say", "uid:65534", "exec", "--"]);
+    run(command.args(by).args(before).arg(copy).args(arguments))
 }
 
 #[test]
@@ -157,10 +169,35 @@ fn jobs_of_other_users_are_not_to_be_touched() {
     refused(&["job", "start", "--id", "b-1", "--ci", "buildkite"]);
     refused(&["job", "start", "--id", "c", "--pid", &tree.get("shell").pid.to_string()]);
     assert_eq!(daemon.verdict(port).0, "healthy");
-    // Declared before it began, by somebody whose it is not.
-    assert_eq!(as_nobody(&daemon, &programs, &["job", "start", "--id", "b-2", "--ci", "buildkite"]).0, 0);
+    // Nor by a process of theirs that claims to be in it.
+    let planted = ["BUILDKITE_JOB_ID=b-1", "sh", "-c", "sleep 5 & \"$0\" job end --id b-1"];
+    let (code, _, stderr) = as_nobody_by(&daemon, &programs, Some("env"), &planted, &[]);
+    assert!(code == 2 && stderr.contains("another user's"), "{stderr}");
+    assert_eq!(daemon.verdict(port).0, "healthy");
+    // Nor by taking it over as another system's.
+    let tree = listener(&["env:SNIFFER_JOB_ID=undeclared"]);
+    assert_eq!(daemon.verdict(tree.get("server").port()).1["job"]["id"], "undeclared");
+    assert_eq!(
+        as_nobody(&daemon, &programs, &["job", "start", "--id", "undeclared", "--ci", "github"]).0,
+        0,
+        "it is free to be called so"
+    );
+    assert_eq!(as_nobody(&daemon, &programs, &["job", "end", "--id", "undeclared", "--ci", "github"]).0, 0);
+    let (verdict, claim) = daemon.verdict(tree.get("server").port());
+    assert_eq!((verdict.as_str(), &claim["job"]["ci"]), ("healthy", &"custom".into()), "{claim:#}");
+    // Declared and ended before it began, by somebody whose it is not: that counts for nothing.
+    for verb in ["start", "end"] {
+        let squatted = ["job", verb, "--id", "b-2", "--ci", "buildkite"];
+        assert_eq!(as_nobody(&daemon, &programs, &squatted).0, 0);
+    }
     let tree = listener(&["env:BUILDKITE_JOB_ID=b-2"]);
-    assert_eq!(as_nobody(&daemon, &programs, &["job", "end", "--id", "b-2"]).0, 0);
+    let (healthy, claim) = daemon.verdict(tree.get("server").port());
+    assert_eq!((healthy.as_str(), &claim["job"]["id"]), ("healthy", &"b-2".into()), "{claim:#}");
+    refused(&["job", "end", "--id", "b-2"]);
+    // A name of nobody's system is whoever declared it first; others' processes are not of it.
+    assert_eq!(as_nobody(&daemon, &programs, &["job", "start", "--id", "squatted"]).0, 0);
+    let tree = listener(&["env:SNIFFER_JOB_ID=squatted"]);
+    assert_eq!(as_nobody(&daemon, &programs, &["job", "end", "--id", "squatted"]).0, 0);
     let (unattributed, claim) = daemon.verdict(tree.get("server").port());
     assert_eq!((unattributed.as_str(), &claim["job"]), ("unattributed", &Value::Null), "{claim:#}");
     // Their own they may.
@@ -311,6 +348,58 @@ fn hooks_of_other_systems_tell_of_the_job_that_its_processes_name() {
 
 #[test]
 #[ignore = "needs root"]
+fn the_same_number_on_two_servers_is_two_jobs_to_hooks_too() {
+    let daemon = Daemon::start("");
+    let (one, other) = (gitlab_on("https://one"), gitlab_on("https://other"));
+    let trees = [&one, &other].map(|variables| {
+        let environment = variables.map(|(name, value)| format!("env:{name}={value}"));
+        listener(&environment.each_ref().map(String::as_str))
+    });
+    let ports = trees.each_ref().map(|tree| tree.get("server").port());
+    for variables in [&one, &other] {
+        let (code, _, stderr) = hooked(&daemon, &mut Command::new(hook("gitlab/job-start.sh")), variables);
+        assert_eq!((code, stderr.as_str()), (0, ""));
+    }
+    let (_, told, stderr) = hooked(&daemon, &mut Command::new(hook("gitlab/job-end.sh")), &one);
+    assert!(told.contains(&format!("tcp 127.0.0.1:{}", ports[0])) && stderr.is_empty(), "{told}{stderr}");
+    eventually("it has leaked", || (daemon.verdict(ports[0]).0 == "leaked").then_some(()));
+    assert_eq!(daemon.verdict(ports[1]).0, "healthy", "the other goes on");
+    let (_, stdout, stderr) = hooked(&daemon, &mut Command::new(hook("gitlab/job-end.sh")), &other);
+    assert!(stdout.contains(&ports[1].to_string()), "{stdout}{stderr}");
+}
+
+fn gitlab_on(server: &'static str) -> [(&'static str, &'static str); 3] {
+    [("GITLAB_CI", "true"), ("CI_JOB_ID", "4712"), ("CI_SERVER_URL", server)]
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_worker_that_ends_while_no_agent_watches_has_ended_its_job() {
+    let mut daemon = Daemon::start("");
+    let (code, _, stderr) = hooked(
+        &daemon,
+        &mut Command::new(hook("buildkite/hooks/pre-command")),
+        &[("BUILDKITE_JOB_ID", "b-9")],
+    );
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let program = holder();
+    let program = program.to_str().unwrap();
+    let mut command = Command::new(program);
+    command.args(["agent", "env:BUILDKITE_JOB_ID=b-9", "--", program, "shell", "--"]);
+    command.args([program, "server", "setsid", "tcp:127.0.0.1:0"]);
+    let tree = Tree::start(&mut command, &["agent", "shell", "server"]);
+    let port = tree.get("server").port();
+    assert_eq!(daemon.verdict(port).0, "healthy");
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    tree.get("shell").kill();
+    daemon.crash_and_restart();
+    eventually("it has leaked", || (daemon.verdict(port).0 == "leaked").then_some(()));
+}
+
+#[test]
+#[ignore = "needs root"]
 fn nonsense_on_the_control_socket_is_refused() {
     let daemon = Daemon::start("");
     for (path, body, status) in [
@@ -321,7 +410,7 @@ fn nonsense_on_the_control_socket_is_refused() {
         ("/v1/job/end", "{\"id\": \"nobody-knows\"}", "404"),
         ("/v1/jobs", "{}", "405"),
         ("/v1/job/start", &format!("{{\"id\": \"{}\"}}", "x".repeat(600)), "400"),
-        ("/v1/job/start", &"x".repeat(3_000_000), "413"),
+        ("/v1/job/start", &"x".repeat(30_000), "413"),
     ] {
         let mut stream = UnixStream::connect(daemon.socket()).unwrap();
         let head = format!(

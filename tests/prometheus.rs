@@ -159,36 +159,37 @@ fn a_leak_fires_and_resolves_in_a_real_prometheus_and_alertmanager() {
     );
 
     let (_tree, port) = daemon.leftover("scraped");
-    let heard = |name: &str, status: &str| {
+    // They may come in any order.
+    let mut heard: Vec<Value> = Vec::new();
+    let mut hear = |name: &str, status: &str| {
         let end = Instant::now() + Duration::from_secs(90);
         loop {
-            let (_, message) = hook.requests.recv_timeout(end - Instant::now()).unwrap_or_else(|_| {
-                let logs =
-                    ["prometheus.log", "prometheus-alertmanager.log"].map(|log| fs::read_to_string(at(log)));
-                panic!("{name} is never {status}: {logs:?}")
-            });
-            let alerts = message["alerts"].as_array().unwrap().clone();
-            let found =
-                alerts.iter().find(|alert| alert["labels"]["alertname"] == name && alert["status"] == status);
-            if let Some(alert) = found {
+            let is_it = |alert: &&Value| alert["labels"]["alertname"] == name && alert["status"] == status;
+            if let Some(alert) = heard.iter().find(is_it) {
                 return alert.clone();
             }
+            let (_, message) = hook.requests.recv_timeout(end - Instant::now()).unwrap_or_else(|_| {
+                let logs = ["prometheus.log", "prometheus-alertmanager.log"]
+                    .map(|log| fs::read_to_string(at(log)).unwrap_or_default());
+                panic!("{name} is never {status}:\n{}", logs.join("\n"))
+            });
+            heard.extend(message["alerts"].as_array().unwrap().iter().cloned());
         }
     };
     // The agent's own alert comes at once, Prometheus' after its scrapes.
-    let own = heard("SnifferListenerLeaked", "firing");
+    let own = hear("SnifferListenerLeaked", "firing");
     assert_eq!(
         (&own["labels"]["port"], &own["labels"]["job_name"]),
         (&port.to_string().into(), &"scraped".into()),
         "{own:#}"
     );
-    let scraped = heard("SnifferLeakedListeners", "firing");
+    let scraped = hear("SnifferLeakedListeners", "firing");
     assert_eq!(scraped["labels"]["ci"], "custom");
     let description = scraped["annotations"]["description"].as_str().unwrap();
     assert!(description.contains(&format!("{port}/tcp in host by holder")), "{scraped:#}");
 
     let (code, _, stderr) = run(&mut daemon.ask(&["reap", "--job", "scraped", "--yes"]));
     assert_eq!(code, 0, "{stderr}");
-    heard("SnifferListenerLeaked", "resolved");
-    heard("SnifferLeakedListeners", "resolved");
+    hear("SnifferListenerLeaked", "resolved");
+    hear("SnifferLeakedListeners", "resolved");
 }

@@ -2,8 +2,8 @@
 //! Two alerts are one to it where their labels are the same.
 //! Source: prometheus/alertmanager, api/v2/openapi.yaml.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -31,26 +31,30 @@ struct Posted {
 pub(super) fn keep_told(alerts: &Alerts, sink: &AlertSink) {
     let agent = webhook::client(sink);
     let url = format!("{}/api/v2/alerts", sink.target.join(" ").trim_end_matches('/'));
-    let (mut rest, mut failing_since) = (BACK_OFF, None);
+    let mut rest = BACK_OFF;
+    let (mut told, mut untold) = (Words::new(), Words::new());
     loop {
         let now = clock::now();
-        let (version, current) = alerts.current(now);
+        let (news, current) = alerts.current(now);
+        let words: Words =
+            current.iter().map(|(alert, phase)| (alert.id.clone(), *phase == Phase::Firing)).collect();
+        // What has passed and could not be told in time.
+        let lost = untold.iter().filter(|word| !words.contains(*word)).count();
+        alerts.counted(AlertKind::Alertmanager, FAILED, lost);
+        told.retain(|word| words.contains(word));
+        untold = words.difference(&told).cloned().collect();
         match tell(&agent, &url, &current, now) {
             Ok(()) => {
-                alerts.counted(AlertKind::Alertmanager, DELIVERED, current.len());
-                (rest, failing_since) = (BACK_OFF, None);
-                alerts.wait_for_change(version, KEEP_ALIVE);
+                alerts.counted(AlertKind::Alertmanager, DELIVERED, untold.len());
+                told.append(&mut untold);
+                rest = BACK_OFF;
+                alerts.wait_for_news(news, KEEP_ALIVE);
             }
             Err(why) => {
-                let since = *failing_since.get_or_insert_with(Instant::now);
-                tracing::debug!("Alertmanager did not take {} alerts: {why}; trying again", current.len());
-                if since.elapsed() >= sink.give_up {
-                    tracing::warn!(
-                        "Alertmanager has taken no alert for {}s: {why}",
-                        since.elapsed().as_secs()
-                    );
-                    alerts.counted(AlertKind::Alertmanager, FAILED, current.len());
-                    failing_since = None;
+                if rest == LONGEST_BACK_OFF {
+                    tracing::warn!("Alertmanager does not take {} alerts: {why}; trying again", untold.len());
+                } else {
+                    tracing::debug!("Alertmanager does not take alerts: {why}; trying again");
                 }
                 std::thread::sleep(rest);
                 rest = (rest * 2).min(LONGEST_BACK_OFF);
@@ -58,6 +62,9 @@ pub(super) fn keep_told(alerts: &Alerts, sink: &AlertSink) {
         }
     }
 }
+
+/// Alerts by their ids, and whether they fire.
+type Words = BTreeSet<(String, bool)>;
 
 fn tell(agent: &ureq::Agent, url: &str, current: &[(Alert, Phase)], now: Timestamp) -> Result<(), String> {
     if current.is_empty() {
@@ -71,17 +78,14 @@ fn tell(agent: &ureq::Agent, url: &str, current: &[(Alert, Phase)], now: Timesta
 fn posted(current: &[(Alert, Phase)], now: Timestamp) -> Vec<Posted> {
     let mut by_labels: BTreeMap<BTreeMap<&'static str, String>, Posted> = BTreeMap::new();
     for (alert, phase) in current {
+        // A clock that was set back must not make it begin after its end.
+        let starts_at = alert.starts_at.min(now);
         let ends_at = match (phase, alert.ends_at) {
-            (Phase::Resolved, Some(end)) => end,
+            (Phase::Resolved, Some(end)) => end.max(starts_at),
             _ => now.checked_add(LIVES).unwrap_or(now),
         };
         let labels = labels(alert);
-        let one = Posted {
-            labels: labels.clone(),
-            annotations: annotations(alert),
-            starts_at: alert.starts_at,
-            ends_at,
-        };
+        let one = Posted { labels: labels.clone(), annotations: annotations(alert), starts_at, ends_at };
         let posted = by_labels.entry(labels).or_insert_with(|| one.clone());
         if posted.ends_at < one.ends_at {
             posted.annotations = one.annotations;

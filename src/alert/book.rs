@@ -87,7 +87,7 @@ impl Book {
             known.confirmed = true;
             return Noticed::Known;
         }
-        if self.entries.len() >= MAX && !self.entries.contains_key(&alert.id) {
+        if self.entries.len() >= MAX && !self.entries.contains_key(&alert.id) && !self.make_room() {
             return Noticed::TooMany;
         }
         let ends_at = (alert.subject == Subject::Conflict).then(|| later(alert.starts_at, CONFLICT_LASTS));
@@ -95,6 +95,14 @@ impl Book {
         let entry = Entry { alert, told: BTreeMap::new(), confirmed: true };
         self.entries.insert(entry.alert.id.clone(), entry);
         Noticed::Changed
+    }
+
+    /// Forgets the oldest that has an end; answers whether there was one. What goes on stays.
+    fn make_room(&mut self) -> bool {
+        let ended = self.entries.iter().filter_map(|(id, entry)| Some((entry.alert.ends_at?, id)));
+        let Some((_, id)) = ended.min() else { return false };
+        let id = id.clone();
+        self.entries.remove(&id).is_some()
     }
 
     /// Something has ended.
@@ -108,16 +116,15 @@ impl Book {
         }
     }
 
-    /// Ends what was alerted before this program started and was not found again; answers whether there was any.
-    pub(super) fn resolve_unconfirmed(&mut self, now: Timestamp) -> bool {
+    /// Ends what was alerted before this program started and was not found again; answers with it.
+    pub(super) fn resolve_unconfirmed(&mut self, now: Timestamp) -> Vec<Alert> {
         let lost =
             self.entries.values_mut().filter(|entry| !entry.confirmed && entry.alert.ends_at.is_none());
-        let mut any = false;
-        for entry in lost {
+        lost.map(|entry| {
             entry.alert.ends_at = Some(now);
-            any = true;
-        }
-        any
+            entry.alert.clone()
+        })
+        .collect()
     }
 
     /// What a receiver is to be told next, the oldest first.
@@ -134,11 +141,11 @@ impl Book {
         Some((told, Alert { status, ends_at, ..entry.alert.clone() }))
     }
 
-    /// A receiver was told; answers whether that is new.
-    pub(super) fn told(&mut self, id: &str, receiver: &str, told: Told) -> bool {
-        match self.entries.get_mut(id) {
-            Some(entry) => entry.told.insert(receiver.to_owned(), told) != Some(told),
-            None => false,
+    /// A receiver was told of an alert, which may have ended and begun anew meanwhile.
+    pub(super) fn told(&mut self, alert: &Alert, receiver: &str, told: Told) {
+        let same = |entry: &&mut Entry| entry.alert.starts_at == alert.starts_at;
+        if let Some(entry) = self.entries.get_mut(&alert.id).filter(same) {
+            entry.told.insert(receiver.to_owned(), told);
         }
     }
 
@@ -210,7 +217,7 @@ mod tests {
     fn tell(book: &mut Book, receiver: &str) -> Vec<(String, Phase)> {
         let mut words = Vec::new();
         while let Some((told, alert)) = book.next(receiver) {
-            assert!(book.told(&alert.id, receiver, told));
+            book.told(&alert, receiver, told);
             words.push((alert.id, alert.status));
         }
         words
@@ -244,10 +251,10 @@ mod tests {
         after.keep_receivers(["a".to_owned()].into_iter());
         assert_eq!(after.fire(alert("goes-on", Subject::Leak, 5), at(5)), Noticed::Known);
         assert_eq!(after.fire(alert("not-told", Subject::Leak, 5), at(5)), Noticed::Known);
-        assert!(after.resolve_unconfirmed(at(20)));
+        assert_eq!(after.resolve_unconfirmed(at(20)).len(), 1);
         let words = [("has-ended".to_owned(), Phase::Resolved), ("not-told".to_owned(), Phase::Firing)];
         assert_eq!(tell(&mut after, "a"), words);
-        assert!(!after.resolve_unconfirmed(at(30)));
+        assert_eq!(after.resolve_unconfirmed(at(30)), []);
     }
 
     #[test]
@@ -272,6 +279,22 @@ mod tests {
         assert_eq!(book.fire(alert("one more", Subject::Leak, 0), at(0)), Noticed::TooMany);
         book.forget(at(100_000));
         assert_eq!(book.entries.len(), MAX, "what goes on is not forgotten");
+        let _ = book.resolve("7", at(1));
+        assert_eq!(book.fire(alert("one more", Subject::Leak, 2), at(2)), Noticed::Changed);
+        assert!(
+            !book.entries.contains_key("7"),
+            "what has ended makes room, though a dead receiver was not told"
+        );
+    }
+
+    #[test]
+    fn what_began_anew_while_somebody_was_told_of_the_first_is_told_too() {
+        let mut book = book(&["a"]);
+        let _ = book.fire(alert("x", Subject::Conflict, 0), at(0));
+        let (told, slow) = book.next("a").unwrap();
+        assert_eq!(book.fire(alert("x", Subject::Conflict, 400), at(400)), Noticed::Changed);
+        book.told(&slow, "a", told);
+        assert_eq!(tell(&mut book, "a"), [("x".to_owned(), Phase::Firing)]);
     }
 
     #[test]

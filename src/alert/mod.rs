@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use crate::engine::Notice;
 use crate::kernel::clock;
 use crate::model::alert::{Alert, AlertKind, AlertSink, Phase};
-use book::Book;
+use book::{Book, Noticed};
 
 /// Times between two attempts: the first, and the longest.
 const BACK_OFF: Duration = Duration::from_secs(1);
@@ -42,6 +42,8 @@ struct Shared {
     counts: Counts,
     /// Grows with every change of the book.
     version: u64,
+    /// Grows when something has begun or ended.
+    news: u64,
 }
 
 /// The way to tell of alerts. Cheap to clone.
@@ -59,7 +61,7 @@ impl Alerts {
     pub fn start(sinks: &[AlertSink], book: Book, boot: &str) -> Alerts {
         let counts =
             AlertKind::ALL.iter().flat_map(|kind| RESULTS.map(|result| ((*kind, result), 0))).collect();
-        let mut shared = Shared { book, counts, version: 0 };
+        let mut shared = Shared { book, counts, version: 0, news: 0 };
         // Alertmanager is told all of it again and again.
         let one_by_one = sinks.iter().filter(|sink| sink.kind != AlertKind::Alertmanager);
         shared.book.keep_receivers(one_by_one.map(AlertSink::id));
@@ -87,15 +89,17 @@ impl Alerts {
 
     fn changed(&self, shared: &mut Shared) {
         shared.version += 1;
-        self.shared.1.notify_all();
         self.changes.send_replace(shared.version);
     }
 
-    /// What the agent noticed.
-    pub fn notice(&self, notice: &Notice) {
-        if self.sinks.is_empty() {
-            return;
-        }
+    fn news(&self, shared: &mut Shared) {
+        shared.news += 1;
+        self.shared.1.notify_all();
+        self.changed(shared);
+    }
+
+    /// What the agent noticed; answers whether it is news: that an agent before it knew it is none.
+    pub fn notice(&self, notice: &Notice) -> bool {
         let now = clock::now();
         let mut shared = self.lock();
         let noticed = match notice {
@@ -107,27 +111,40 @@ impl Alerts {
             Notice::Shared(false, sharing) => {
                 shared.book.resolve(&document::shared_id(sharing, &self.boot), now)
             }
-            Notice::Conflict(conflict) => document::conflict(conflict, &self.boot)
-                .map_or(book::Noticed::Known, |alert| shared.book.fire(alert, now)),
-            Notice::Job(..) => book::Noticed::Known,
+            // Each of them is an event, and news to the log.
+            Notice::Conflict(conflict) => {
+                let noticed = document::conflict(conflict, &self.boot)
+                    .map_or(Noticed::Known, |alert| shared.book.fire(alert, now));
+                self.noticed(&mut shared, noticed);
+                return true;
+            }
+            Notice::Job(..) => return true,
         };
+        self.noticed(&mut shared, noticed);
+        noticed != Noticed::Known
+    }
+
+    fn noticed(&self, shared: &mut Shared, noticed: Noticed) {
         match noticed {
-            book::Noticed::Changed => self.changed(&mut shared),
-            book::Noticed::Known => {}
-            book::Noticed::TooMany => {
+            Noticed::Changed => self.news(shared),
+            Noticed::Known => {}
+            Noticed::TooMany => {
                 for sink in self.sinks.iter() {
                     *shared.counts.entry((sink.kind, DROPPED)).or_insert(0) += 1;
                 }
             }
         }
+        shared.book.forget(clock::now());
     }
 
-    /// What was alerted before a restart and was not found again since has ended meanwhile.
-    pub fn resolve_unconfirmed(&self) {
+    /// What was alerted before a restart and was not found again has ended meanwhile; answers with it.
+    pub fn resolve_unconfirmed(&self) -> Vec<Alert> {
         let mut shared = self.lock();
-        if shared.book.resolve_unconfirmed(clock::now()) {
-            self.changed(&mut shared);
+        let lost = shared.book.resolve_unconfirmed(clock::now());
+        if !lost.is_empty() {
+            self.news(&mut shared);
         }
+        lost
     }
 
     /// How often who was told.
@@ -145,9 +162,9 @@ impl Alerts {
         self.changes.subscribe()
     }
 
-    /// Waits until the book differs from this version, so long at most.
-    fn wait_for_change(&self, version: u64, time: Duration) {
-        let same = |shared: &mut Shared| shared.version == version;
+    /// Waits for other news than these, so long at most.
+    fn wait_for_news(&self, news: u64, time: Duration) {
+        let same = |shared: &mut Shared| shared.news == news;
         // Whoever waited looks for itself.
         drop(self.shared.1.wait_timeout_while(self.lock(), time, same));
     }
@@ -156,26 +173,29 @@ impl Alerts {
     fn tell(&self, sink: &AlertSink, receiver: &mut dyn Receiver) {
         let id = sink.id();
         loop {
-            let (version, next) = {
+            let (news, next) = {
                 let mut shared = self.lock();
                 shared.book.forget(clock::now());
-                (shared.version, shared.book.next(&id))
+                (shared.news, shared.book.next(&id))
             };
             let Some((told, alert)) = next else {
-                self.wait_for_change(version, LOOK_EVERY);
+                self.wait_for_news(news, LOOK_EVERY);
                 continue;
             };
             let result = self.try_to_tell(sink, receiver, &alert);
             let mut shared = self.lock();
             *shared.counts.entry((sink.kind, result)).or_insert(0) += 1;
-            shared.book.told(&alert.id, &id, told);
+            shared.book.told(&alert, &id, told);
             self.changed(&mut shared);
         }
     }
 
     /// Tries until it is taken, or for too long.
     fn try_to_tell(&self, sink: &AlertSink, receiver: &mut dyn Receiver, alert: &Alert) -> &'static str {
-        let until = Instant::now() + sink.give_up;
+        // By its age: of those that waited behind others for a dead receiver each is tried once more.
+        let began = alert.ends_at.unwrap_or(alert.starts_at);
+        let age = Duration::try_from(clock::now().duration_since(began)).unwrap_or_default();
+        let until = Instant::now() + sink.give_up.saturating_sub(age);
         let mut rest = BACK_OFF;
         loop {
             let why = match receiver.deliver(alert) {
@@ -196,7 +216,7 @@ impl Alerts {
     fn current(&self, now: Timestamp) -> (u64, Vec<(Alert, Phase)>) {
         let mut shared = self.lock();
         shared.book.forget(now);
-        (shared.version, shared.book.current(now))
+        (shared.news, shared.book.current(now))
     }
 
     fn counted(&self, kind: AlertKind, result: &'static str, number: usize) {

@@ -90,13 +90,14 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
     let systems = settings.systems();
     let engines = Engines::new(settings.engines.clone());
     let reader = Reader::new(ci::variables(&systems)).with_engines(engines);
+    let booted = reader.clock.booted();
     let reader = Arc::new(reader);
     let watch = Watch { events: settings.sources(), interval: settings.interval };
     let boot = host::boot();
     let kept = settings.state.as_deref().map(|path| state::load(path, &boot)).unwrap_or_default();
     let alerts = Alerts::start(&settings.alerts, kept.alerts, &boot);
     let outside = Journal::new(alerts.clone());
-    let (mut agent, task) = Agent::start(settings.policy(), watch, reader, kept.jobs, outside);
+    let (mut agent, task) = Agent::start(settings.policy(), watch, reader, (kept.jobs, kept.booted), outside);
     tokio::spawn(http::serve_unix(listener, control::router(agent.clone())));
     if let Some(address) = settings.listen {
         let exporter = Exporter::new(agent.clone(), alerts.clone(), settings.max_series);
@@ -110,7 +111,8 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
         }
         tokio::spawn(reaper::run(agent.clone(), settings.reap_after));
     }
-    let keeper = settings.state.clone().map(|path| Keeper::new(path, boot, agent.kept(), alerts.clone()));
+    let keeper =
+        settings.state.clone().map(|path| Keeper::new(path, (boot, booted), agent.kept(), alerts.clone()));
     if let Some(keeper) = keeper.clone() {
         tokio::spawn(keeper.run());
     }
@@ -122,7 +124,16 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
                 notify(&[NotifyState::Ready, NotifyState::Status("watching")]);
                 // What still leaks is found again by now.
                 tokio::time::sleep(FOUND_AGAIN).await;
-                alerts.resolve_unconfirmed();
+                for alert in alerts.resolve_unconfirmed() {
+                    let (port, protocol) = (alert.port, Escaped(&alert.protocol).to_string());
+                    tracing::info!(
+                        event = "ended_meanwhile",
+                        port,
+                        protocol,
+                        "ended while no agent watched: {}",
+                        Escaped(&alert.summary)
+                    );
+                }
             }
         }
     });
@@ -278,7 +289,9 @@ impl Journal {
 
 impl Outside for Journal {
     fn notice(&mut self, notice: &Notice) {
-        self.alerts.notice(notice);
+        if !self.alerts.notice(notice) {
+            return;
+        }
         match notice {
             Notice::Job(state, job) => log_job(*state, job),
             Notice::Leak(leaked, leak) => log_leak(*leaked, leak),

@@ -537,6 +537,12 @@ impl Engine {
             as_of: moved(now),
             watched_since: None,
             incomplete: Vec::new(),
+            pending: self
+                .conflicts
+                .records
+                .values()
+                .filter(|record| matches!(record, Record::Pending(_)))
+                .count(),
             conflicts,
         }
     }

@@ -1,9 +1,13 @@
 //! What hooks declare about jobs: who may, of which job, and what becomes of its processes.
+//!
+//! Anybody on the host can ask, and anybody can set a variable. So a declaration is worth as much as the user who makes it: of a job that has
+//! others' processes it changes nothing.
 
 use jiff::Timestamp;
 
 use super::jobs::Refused;
 use super::{Engine, Recognised};
+use crate::judge::ci;
 use crate::model::declared::{End, Start};
 use crate::model::job::{Job, JobFacts, JobKey};
 use crate::model::process::{Process, ProcessId};
@@ -13,12 +17,21 @@ const CUSTOM: &str = "custom";
 /// May declare everything.
 const ROOT: u32 = 0;
 
+/// Who declares something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    /// User.
+    pub uid: u32,
+    /// The process that asks, where it can be read: a hook's own variables tell which job it is in.
+    pub process: Option<Process>,
+}
+
 impl Engine {
-    /// A job begins. `by` is the user who says so; `read` reads a process. Nothing is changed where it is refused.
+    /// A job begins. `read` reads a process. Nothing is changed where it is refused.
     pub fn start_job(
         &mut self,
         start: &Start,
-        by: u32,
+        asker: &Asker,
         read: impl FnOnce(u32) -> Option<Process>,
         now: Timestamp,
     ) -> Result<Job, Refused> {
@@ -32,21 +45,26 @@ impl Engine {
             let known = known.join(", ");
             return Err(Refused::Malformed(format!("no CI system '{ci}' is known; there are {known}")));
         };
-        for key in self.jobs.of_id(&start.id, Some(ci)) {
-            self.may_declare(key, by)?;
-        }
-        let process = start.process.map(|id| self.own_process(id, by, read, now)).transpose()?;
+        let declared = JobKey { ci: ci.to_owned(), id: start.id.clone() };
+        let key = self.meant(&start.id, Some(ci), asker)?.unwrap_or(declared);
+        self.may_declare(&key, asker.uid)?;
+        // Processes of that SNIFFER_JOB_ID will be this job's, unless they are others'.
+        let custom = JobKey { ci: CUSTOM.to_owned(), id: start.id.clone() };
+        let renames = self.may_declare(&custom, asker.uid).is_ok();
+        let process = start.process.map(|id| self.own_process(id, asker.uid, read, now)).transpose()?;
         let facts = JobFacts {
-            key: JobKey { ci: ci.to_owned(), id: start.id.clone() },
+            key,
             id: start.id.clone(),
             name: start.name.clone(),
             repository: start.repository.clone(),
             run: start.run.clone(),
             url: start.url.clone(),
         };
-        let change = self.jobs.declare(&system, facts, by, now)?;
+        let change = self.jobs.declare(&system, facts, asker.uid, &self.processes.jobs(), now)?;
         let key = change.key.clone();
-        self.processes.rename_job(&JobKey { ci: CUSTOM.to_owned(), id: start.id.clone() }, &key);
+        if renames && self.jobs.alias(&custom, &key) {
+            self.processes.rename_job(&custom, &key);
+        }
         if let Some(id) = process {
             self.processes.give_job(id.pid, &key);
             self.jobs.anchor_at(&key, id.pid);
@@ -56,27 +74,15 @@ impl Engine {
     }
 
     /// A job ends. Nothing is changed where it is refused.
-    pub fn end_job(&mut self, end: &End, by: u32, now: Timestamp) -> Result<Job, Refused> {
-        let of_id = self.jobs.of_id(&end.id, end.ci.as_deref());
-        let key = match of_id.as_slice() {
-            [] => {
-                return Err(Refused::Unknown(format!(
-                    "no job '{}' is known; `sniffer job start --id` begins one, `sniffer job list` names all",
-                    end.id
-                )));
-            }
-            [key] => (*key).clone(),
-            several => {
-                let systems: Vec<&str> = several.iter().map(|key| key.ci.as_str()).collect();
-                let systems = systems.join(", ");
-                return Err(Refused::Malformed(format!(
-                    "several jobs have the id '{}': name its system with --ci ({systems})",
-                    end.id
-                )));
-            }
+    pub fn end_job(&mut self, end: &End, asker: &Asker, now: Timestamp) -> Result<Job, Refused> {
+        let Some(key) = self.meant(&end.id, end.ci.as_deref(), asker)? else {
+            return Err(Refused::Unknown(format!(
+                "no job '{}' is known; `sniffer job start --id` begins one, `sniffer job list` names all",
+                end.id
+            )));
         };
-        self.may_declare(&key, by)?;
-        let change = self.jobs.declare_end(&key, by, now)?;
+        self.may_declare(&key, asker.uid)?;
+        let change = self.jobs.declare_end(&key, asker.uid, now)?;
         self.note_jobs(change);
         self.shown_job(&key)
     }
@@ -94,14 +100,58 @@ impl Engine {
         self.jobs.shown(key).ok_or_else(|| Refused::Unknown(format!("no job '{}' is known", key.id)))
     }
 
-    /// Root may, and whoever declared it; of a job that nobody declared, whose processes are in it.
-    fn may_declare(&self, key: &JobKey, by: u32) -> Result<(), Refused> {
-        let may = by == ROOT
-            || match self.jobs.declared_by(key) {
-                Some(declared_by) => by == declared_by,
-                None => self.processes.has_process_of(key, by),
-            };
-        if may { Ok(()) } else { Err(Refused::Forbidden(format!("job '{}' is another user's", key.id))) }
+    /// The job that is meant: the one that the asking process is in, where it has that id, else the only one that has.
+    fn meant(&self, id: &str, ci: Option<&str>, asker: &Asker) -> Result<Option<JobKey>, Refused> {
+        let own = asker.process.as_ref().and_then(|process| ci::recognize(&self.policy.systems, process));
+        let is_it = |facts: &JobFacts| {
+            (facts.id == id || facts.key.id == id) && ci.is_none_or(|ci| facts.key.ci == ci)
+        };
+        if let Some((_, facts)) = own.filter(|(_, facts)| is_it(facts)) {
+            return Ok(Some(self.jobs.known_as(&facts.key).clone()));
+        }
+        match self.jobs.of_id(id, ci).as_slice() {
+            [] => Ok(None),
+            [key] => Ok(Some(key.clone())),
+            several => {
+                let systems: Vec<&str> = several.iter().map(|key| key.ci.as_str()).collect();
+                Err(Refused::Malformed(format!(
+                    "several jobs have the id '{id}' ({}): name the system with --ci, or ask within the job",
+                    systems.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// Root may, and whoever declared it; of a job that nobody declared, who keeps it going: the user of all its anchors, or where it
+    /// has none of all its processes. A declaration is no word where its user has no process in the job and others have.
+    fn may_declare(&mut self, key: &JobKey, by: u32) -> Result<(), Refused> {
+        if by == ROOT {
+            return Ok(());
+        }
+        let users = self.processes.users_of(key);
+        let forbidden = Err(Refused::Forbidden(format!("job '{}' is another user's", key.id)));
+        match self.jobs.declared(key) {
+            Some(declared) if declared.by == by => return Ok(()),
+            Some(declared)
+                if declared.by == ROOT || users.is_empty() || users.contains(&Some(declared.by)) =>
+            {
+                return forbidden;
+            }
+            Some(_) | None => {}
+        }
+        let anchors: Vec<Option<u32>> = self.jobs.anchors(key).map(|pid| self.processes.user(pid)).collect();
+        let all_own = if anchors.is_empty() {
+            users.iter().all(|user| *user == Some(by))
+        } else {
+            anchors.iter().all(|user| *user == Some(by))
+        };
+        if !all_own {
+            return forbidden;
+        }
+        if self.jobs.declared(key).is_some() {
+            self.jobs.void(key);
+        }
+        Ok(())
     }
 
     /// The process that was named: alive, the one that was meant, and the user's own.
@@ -127,17 +177,33 @@ impl Engine {
         Ok(id)
     }
 
-    /// A job that was declared is known by what was declared. A process that came from nobody who declared it is not of that job:
-    /// or else anybody could name another's job, and declare its end.
+    /// A process that came from nobody who declared the job that its variables name is not of that job; or else the declaration is none,
+    /// where it came first and its user has no process there. One that began after the declared end is not of it either.
     pub(super) fn as_declared(
         &mut self,
         process: &Process,
         (system, facts): Recognised,
     ) -> Option<Recognised> {
-        let Some((key, by)) = self.jobs.declaration_of(&facts) else { return Some((system, facts)) };
-        let key = key.clone();
-        if by != ROOT && process.uid != Some(by) && !self.processes.descends_from_user(process.ppid, by) {
+        let key = self.jobs.known_as(&facts.key).clone();
+        let Some(declared) = self.jobs.declared(&key) else {
+            return Some((system, JobFacts { key, ..facts }));
+        };
+        let by = declared.by;
+        let came_from =
+            |uid| process.uid == Some(uid) || self.processes.descends_from_user(process.ppid, uid);
+        if by != ROOT && !came_from(by) {
+            if key.ci != CUSTOM && !self.processes.users_of(&key).contains(&Some(by)) {
+                self.jobs.void(&key);
+                return Some((system, facts));
+            }
             self.counters.attribution_failed("declared_by_another");
+            return None;
+        }
+        let began = self.clock.at_ticks(process.id.start);
+        let over =
+            declared.ended && began.is_some_and(|began| self.jobs.ended(&key).is_some_and(|end| began > end));
+        if over {
+            self.counters.attribution_failed("job_had_ended");
             return None;
         }
         Some((system, JobFacts { key, ..facts }))

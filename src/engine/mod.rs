@@ -20,6 +20,7 @@ pub mod status;
 mod verdicts;
 
 pub use answer::Unanswerable;
+pub use declare::Asker;
 pub use jobs::{KeptJob, Refused};
 pub use question::{Question, Topic};
 pub use verdicts::{Leak, Notice, Sharing};
@@ -137,9 +138,15 @@ impl Engine {
         self.policy = policy;
     }
 
-    /// Jobs that were kept by the agent before this one. `is_alive` tells of a process.
-    pub fn restore(&mut self, kept: Vec<KeptJob>, is_alive: impl Fn(ProcessId) -> bool, now: Timestamp) {
-        self.jobs.restore(kept, &self.policy.systems, is_alive, now);
+    /// Jobs that were kept by the agent before this one, whose clock began at `booted`. `is_alive` tells of a process.
+    pub fn restore(&mut self, kept: Vec<KeptJob>, booted: Timestamp, is_alive: impl Fn(ProcessId) -> bool) {
+        let shift = self.clock.booted().duration_since(booted);
+        self.jobs.restore(kept, &self.policy.systems, is_alive, shift, self.clock.now());
+    }
+
+    /// The same as [`Engine::kept_jobs`], if something of it may have changed since the last call.
+    pub fn changed_jobs(&mut self) -> Option<Vec<KeptJob>> {
+        self.jobs.take_dirty().then(|| self.kept_jobs())
     }
 
     /// Jobs that the next agent could not know by their processes.
@@ -171,7 +178,7 @@ impl Engine {
             ProcessEvent::Exited { pid } => {
                 self.processes.exited(pid, now);
                 let change = self.jobs.exited(pid, now);
-                let matters = self.ports.unsettle(pid, now) || change.is_some();
+                let matters = self.ports.unsettle(pid, now) || !change.is_empty();
                 self.note_jobs(change);
                 matters
             }
@@ -190,7 +197,12 @@ impl Engine {
             self.gaps.processes = list.gaps;
             return;
         }
-        for pid in self.processes.keep_only(&list.alive, list.taken_at) {
+        let mut gone: HashSet<u32> =
+            self.processes.keep_only(&list.alive, list.taken_at).into_iter().collect();
+        // Known from before a restart, and ended before it was listed.
+        let is_gone = |pid: &u32| !list.alive.contains(pid) && !self.processes.is_newer(*pid, list.taken_at);
+        gone.extend(self.jobs.all_anchors().into_iter().filter(is_gone));
+        for pid in gone {
             self.ports.unsettle(pid, now);
             let change = self.jobs.exited(pid, now);
             self.note_jobs(change);
@@ -218,7 +230,7 @@ impl Engine {
         let changes = self.jobs.reconsider(&self.processes, |ticks| clock.at_ticks(ticks));
         self.note_jobs(changes);
         self.decide_jobs(now);
-        self.jobs.forget(&self.processes.jobs());
+        self.jobs.forget(&self.processes.jobs(), now);
     }
 
     /// Whether a list of processes is needed to decide about a job.

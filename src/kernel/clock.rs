@@ -56,6 +56,11 @@ impl BootClock {
         BootClock { booted, ticks_per_second: rustix::param::clock_ticks_per_second().max(1) }
     }
 
+    /// The moment of boot, on the steady line: where that begins.
+    pub fn booted(&self) -> Timestamp {
+        self.booted
+    }
+
     /// Now, on the steady line, in whole microseconds.
     pub fn now(&self) -> Timestamp {
         let now = self.booted.checked_add(since_boot()).unwrap_or(self.booted);

@@ -162,6 +162,9 @@ pub struct Conflicts {
     pub watched_since: Option<Timestamp>,
     /// What could not be seen, in sentences.
     pub incomplete: Vec<String>,
+    /// How many more are being looked at.
+    #[serde(default)]
+    pub pending: usize,
     /// The newest last.
     pub conflicts: Vec<Conflict>,
 }

@@ -125,6 +125,7 @@ mod tests {
             schema: 1,
             as_of: "2026-11-21T14:10:00Z".parse().unwrap(),
             watched_since: Some("2026-11-21T08:00:00Z".parse().unwrap()),
+            pending: 0,
             incomplete: Vec::new(),
             conflicts: vec![Conflict {
                 at: "2026-11-21T14:03:07.1Z".parse().unwrap(),

@@ -19,8 +19,8 @@ const MAX_CONNECTIONS: usize = 512;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Nobody is served for longer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Head and buffered body of a request.
-const MAX_REQUEST_BYTES: usize = 16 * 1024;
+/// Head of a request, and its body.
+pub const MAX_REQUEST_BYTES: usize = 16 * 1024;
 /// After a failed accept (descriptors used up) the listener rests.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -29,6 +29,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 pub struct Peer {
     /// Effective user; `None` where the kernel does not tell.
     pub uid: Option<u32>,
+    /// Process, in this pid namespace.
+    pub pid: Option<u32>,
 }
 
 /// Serves for ever on a TCP listener.
@@ -42,8 +44,9 @@ pub async fn serve_unix(listener: UnixListener, router: Router) {
     let router = |peer| router.clone().layer(Extension(peer));
     serve(|| async {
         listener.accept().await.map(|(stream, _)| {
-            let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-            (stream, router(Peer { uid }))
+            let peer = stream.peer_cred().ok();
+            let pid = peer.and_then(|peer| u32::try_from(peer.pid()?).ok());
+            (stream, router(Peer { uid: peer.map(|peer| peer.uid()), pid }))
         })
     })
     .await;

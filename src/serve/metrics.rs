@@ -187,7 +187,7 @@ impl Page {
         }
         let name = "sniffer_attribution_failures_total";
         let failures = self.counters(name, "Times a job or holder could not be found.", &["reason"])?;
-        for reason in ["declared_by_another", "environment_denied", "no_holder"] {
+        for reason in ["declared_by_another", "environment_denied", "job_had_ended", "no_holder"] {
             let count = status.counters.attribution_failures.get(reason).copied().unwrap_or(0);
             failures.with_label_values(&[reason]).inc_by(count);
         }

@@ -22,7 +22,7 @@ use sources::Event;
 
 use super::answer::Unanswerable;
 use super::status::{SourceStatus, Status};
-use super::{Engine, KeptJob, Notice, Policy, Question, Refused};
+use super::{Asker, Engine, KeptJob, Notice, Policy, Question, Refused};
 use crate::judge::leak::Watching;
 use crate::kernel::bpf::holders::OpenFiles;
 use crate::kernel::bpf::{self, Gain, Hurry};
@@ -81,8 +81,8 @@ enum Message {
     Ask(Question, Reply),
     AskConflicts(Option<Timestamp>, oneshot::Sender<Conflicts>),
     AskJobs(oneshot::Sender<Vec<Job>>),
-    /// What this user declares.
-    Declare(Declaration, u32, oneshot::Sender<Result<Job, Refused>>),
+    /// What this user declares, by this process.
+    Declare(Declaration, Peer, oneshot::Sender<Result<Job, Refused>>),
     Reload(Box<Policy>, Duration),
 }
 
@@ -93,6 +93,15 @@ pub enum Declaration {
     Start(Start),
     /// It ends.
     End(End),
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Effective user.
+    pub uid: u32,
+    /// Process, in this pid namespace.
+    pub pid: Option<u32>,
 }
 
 type Reply = oneshot::Sender<Result<Answer, Unanswerable>>;
@@ -158,12 +167,12 @@ pub trait Outside: Send + 'static {
 
 impl Agent {
     /// Starts the sources and the loop on the current runtime. The loop ends with the runtime; if it ends before, it failed.
-    /// `kept` is what the agent before this one kept of jobs.
+    /// `kept` is what the agent before this one kept of jobs, with the begin of its clock.
     pub fn start(
         policy: Policy,
         watch: Watch,
         reader: Arc<Reader>,
-        kept: Vec<KeptJob>,
+        (kept, booted): (Vec<KeptJob>, Timestamp),
         outside: impl Outside,
     ) -> (Agent, JoinHandle<()>) {
         let (messages, queue) = mpsc::channel(QUEUE);
@@ -171,7 +180,7 @@ impl Agent {
         let (closed, closes) = watch::channel(0);
         let mut engine = Engine::new(policy, reader.clock, Watching::Continuously);
         let is_alive = |id: ProcessId| process::start(id.pid) == Ok(id.start);
-        engine.restore(kept, is_alive, reader.clock.now());
+        engine.restore(kept, booted, is_alive);
         let (keep, kept) = watch::channel(engine.kept_jobs());
         let agent = Agent { messages: messages.clone(), status, closes, kept };
         let task = Loop {
@@ -225,7 +234,7 @@ impl Agent {
     pub async fn declare(
         &self,
         declaration: Declaration,
-        by: u32,
+        by: Peer,
     ) -> Result<Result<Job, Refused>, Unanswerable> {
         // Whose a job is, is known of processes that are known.
         let ready = self.clone().status.wait_for(|status| status.ready).await.is_ok();
@@ -493,18 +502,26 @@ impl<O: Outside> Loop<O> {
         let _ = reply.send(conflicts);
     }
 
-    fn declared(&mut self, declaration: &Declaration, by: u32, now: Timestamp) -> Result<Job, Refused> {
+    fn declared(&mut self, declaration: &Declaration, by: Peer, now: Timestamp) -> Result<Job, Refused> {
         let reader = &self.reader;
+        let asker = Asker { uid: by.uid, process: by.pid.and_then(|pid| reader.read(pid).ok()) };
         let job = match declaration {
             Declaration::Start(start) => {
-                self.engine.start_job(start, by, |pid| reader.read(pid).ok(), now)?
+                self.engine.start_job(start, &asker, |pid| reader.read(pid).ok(), now)?
             }
-            Declaration::End(end) => self.engine.end_job(end, by, now)?,
+            Declaration::End(end) => self.engine.end_job(end, &asker, now)?,
         };
-        // What it holds is judged by this.
-        self.engine.judge(now);
-        self.pace.changed = true;
+        self.keep_jobs();
+        // What it holds is judged by this at the next look.
+        self.stir();
         Ok(job)
+    }
+
+    /// Hands on what is to be kept of jobs, if that has changed.
+    fn keep_jobs(&mut self) {
+        if let Some(jobs) = self.engine.changed_jobs() {
+            self.keep.send_if_modified(|kept| std::mem::replace(kept, jobs) != *kept);
+        }
     }
 
     fn look_for(&mut self, question: Question, reply: Reply) {
@@ -643,10 +660,7 @@ impl<O: Outside> Loop<O> {
         if ripe || due(self.pace.next_notices, now) {
             self.pace.next_notices = Some(now + NOTICE_EVERY);
             let notices = self.engine.take_notices();
-            if notices.iter().any(|notice| matches!(notice, Notice::Job(..))) {
-                let jobs = self.engine.kept_jobs();
-                self.keep.send_if_modified(|kept| std::mem::replace(kept, jobs) != *kept);
-            }
+            self.keep_jobs();
             for notice in notices {
                 self.pace.changed = true;
                 self.outside.notice(&notice);

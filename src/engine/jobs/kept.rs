@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::declared::Declared;
@@ -56,14 +56,17 @@ impl JobTable {
         kept
     }
 
-    /// Knows again what was kept. A declared job whose processes have ended meanwhile has ended.
+    /// Knows again what was kept, moments moved by `shift`. A declared job whose processes have ended meanwhile has ended; one of a CI system
+    /// is running if its processes say so.
     pub(in crate::engine) fn restore(
         &mut self,
         kept: Vec<KeptJob>,
         systems: &[Arc<dyn System>],
         is_alive: impl Fn(ProcessId) -> bool,
+        shift: SignedDuration,
         now: Timestamp,
     ) {
+        let moved = |at: Timestamp| at.checked_add(shift).unwrap_or(at);
         for job in kept {
             let key = job.facts.key.clone();
             // A [[jobs.custom]] that is configured no more.
@@ -72,19 +75,26 @@ impl JobTable {
             let anchors: HashSet<u32> =
                 job.processes.into_iter().filter(|id| is_alive(*id)).map(|id| id.pid).collect();
             let over = job.state == JobState::Running && had_some && anchors.is_empty();
-            if job.declared.is_some() {
-                self.declared.insert(job.facts.id.clone(), key.clone());
+            if job.declared.is_some() && key.ci != "custom" {
+                self.aliases.entry(job.facts.id.clone()).or_insert_with(|| key.clone());
             }
-            self.by_anchor.extend(anchors.iter().map(|pid| (*pid, key.clone())));
+            for pid in &anchors {
+                self.by_anchor.entry(*pid).or_default().insert(key.clone());
+            }
+            let state = match job.state {
+                _ if over => JobState::Ended,
+                JobState::Running if key.ci != "custom" && anchors.is_empty() => JobState::Unknown,
+                state => state,
+            };
             let record = Record {
                 facts: job.facts,
                 system: Arc::clone(system),
                 anchors,
-                first_seen: job.first_seen,
-                started: job.started,
-                state: if over { JobState::Ended } else { job.state },
-                ended: job.ended,
-                over_since: job.over_since.or(over.then_some(now)),
+                first_seen: if state == JobState::Unknown { now } else { moved(job.first_seen) },
+                started: job.started.map(moved),
+                state,
+                ended: job.ended.map(moved),
+                over_since: job.over_since.map(moved).or(over.then_some(now)),
                 oldest: u64::MAX,
                 declared: job.declared,
             };

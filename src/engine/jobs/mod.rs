@@ -55,9 +55,11 @@ impl Record {
 pub(super) struct JobTable {
     records: HashMap<JobKey, Record>,
     /// Pids of the living: the process table tells when one ends or is reused.
-    by_anchor: HashMap<u32, JobKey>,
-    /// Those that were declared, by the id that people know.
-    declared: HashMap<String, JobKey>,
+    by_anchor: HashMap<u32, HashSet<JobKey>>,
+    /// Jobs of other systems that are known by a `SNIFFER_JOB_ID` too.
+    aliases: HashMap<String, JobKey>,
+    /// Whether what is to be kept of jobs has changed.
+    dirty: bool,
 }
 
 /// A job whose state has changed.
@@ -133,7 +135,7 @@ impl JobTable {
         let record = self.records.get_mut(key).filter(|record| !record.is_declared_ended())?;
         let lineage = processes.lineage(pid);
         let anchor = record.system.anchor(&lineage).and_then(|index| lineage.get(index)).map(|kin| kin.id)?;
-        self.by_anchor.insert(anchor.pid, key.clone());
+        self.by_anchor.entry(anchor.pid).or_default().insert(key.clone());
         if !record.anchors.insert(anchor.pid) {
             return None;
         }
@@ -145,20 +147,30 @@ impl JobTable {
         (record.ended, record.over_since) = (None, None);
         let changed = record.state != JobState::Running;
         record.state = JobState::Running;
+        self.dirty = true;
         changed.then(|| JobChange { key: key.clone(), state: JobState::Running })
     }
 
-    /// A process ended; answers with the job that ended with it, if one did.
-    pub(super) fn exited(&mut self, pid: u32, now: Timestamp) -> Option<JobChange> {
-        let key = self.by_anchor.remove(&pid)?;
-        let record = self.records.get_mut(&key)?;
-        record.anchors.remove(&pid);
-        if !record.anchors.is_empty() || record.is_declared_ended() {
-            return None;
+    /// A process ended; answers with the jobs that ended with it.
+    pub(super) fn exited(&mut self, pid: u32, now: Timestamp) -> Vec<JobChange> {
+        let mut ended = Vec::new();
+        for key in self.by_anchor.remove(&pid).unwrap_or_default() {
+            let Some(record) = self.records.get_mut(&key) else { continue };
+            record.anchors.remove(&pid);
+            if !record.anchors.is_empty() || record.is_declared_ended() {
+                continue;
+            }
+            record.state = JobState::Ended;
+            (record.ended, record.over_since) = (Some(now), Some(now));
+            ended.push(JobChange { key, state: JobState::Ended });
+            self.dirty = true;
         }
-        record.state = JobState::Ended;
-        (record.ended, record.over_since) = (Some(now), Some(now));
-        Some(JobChange { key, state: JobState::Ended })
+        ended
+    }
+
+    /// The processes that keep jobs going.
+    pub(super) fn all_anchors(&self) -> Vec<u32> {
+        self.by_anchor.keys().copied().collect()
     }
 
     /// Whether there is a job without an anchor that was met after the processes were last listed.
@@ -200,6 +212,7 @@ impl JobTable {
             if over {
                 record.state = JobState::Ended;
                 record.over_since = Some(record.first_seen);
+                self.dirty = true;
                 changes.push(JobChange { key: key.clone(), state: JobState::Ended });
             }
         }
@@ -207,8 +220,10 @@ impl JobTable {
     }
 
     /// Forgets jobs without a living process: those of unknown state, and of the others the oldest beyond a bound.
-    pub(super) fn forget(&mut self, alive: &HashSet<&JobKey>) {
-        self.records.retain(|key, record| record.state != JobState::Unknown || alive.contains(key));
+    pub(super) fn forget(&mut self, alive: &HashSet<&JobKey>, now: Timestamp) {
+        self.records.retain(|key, record| {
+            alive.contains(key) || (record.state != JobState::Unknown && !record.is_endless(now))
+        });
         // One that was declared runs without any process, until somebody declares its end.
         let over = |record: &Record| record.state == JobState::Ended || record.anchors.is_empty();
         let dead = self.records.iter().filter(|(key, record)| over(record) && !alive.contains(key));
@@ -218,7 +233,7 @@ impl JobTable {
         for (_, key) in old.iter().take(old.len().saturating_sub(MAX_ENDED)) {
             self.records.remove(key);
         }
-        self.forget_declarations();
+        self.forget_aliases();
     }
 
     /// A job as far as leaks go.
@@ -314,9 +329,9 @@ mod tests {
         host.process(5, 1, "Runner.Worker", Variables::default(), 0);
         let change = host.process(6, 5, "bash", github(), 1);
         assert_eq!(change, Some(JobChange { key: key(), state: JobState::Running }));
-        assert_eq!(host.jobs.exited(6, at(2)), None, "a step is not the job");
+        assert_eq!(host.jobs.exited(6, at(2)), [], "a step is not the job");
         let change = host.jobs.exited(5, at(9));
-        assert_eq!(change, Some(JobChange { key: key(), state: JobState::Ended }));
+        assert_eq!(change, [JobChange { key: key(), state: JobState::Ended }]);
         let shown = host.jobs.shown(&key()).unwrap();
         assert_eq!((shown.started, shown.ended), (Some(at(5)), Some(at(9))));
     }
@@ -328,8 +343,8 @@ mod tests {
         host.process(4, 1, "gitlab-runner", Variables::default(), 0);
         host.process(5, 4, "bash", Variables::default(), 0);
         host.process(6, 5, "make", gitlab(), 0);
-        let ended = host.jobs.exited(5, at(10)).unwrap();
-        assert_eq!(ended.state, JobState::Ended);
+        let ended = host.jobs.exited(5, at(10));
+        assert_eq!(ended.first().map(|change| change.state), Some(JobState::Ended));
         host.process(8, 4, "bash", Variables::default(), 11);
         let again = host.process(9, 8, "after", gitlab(), 11).unwrap();
         assert_eq!(again.state, JobState::Running);
@@ -384,9 +399,9 @@ mod tests {
     fn a_job_of_unknown_state_is_forgotten_with_its_last_process() {
         let mut host = Host::new();
         host.process(50, 1, "server", github(), 100);
-        host.jobs.forget(&HashSet::from([&key()]));
+        host.jobs.forget(&HashSet::from([&key()]), at(200));
         assert!(host.jobs.standing(&key()).is_some());
-        host.jobs.forget(&HashSet::new());
+        host.jobs.forget(&HashSet::new(), at(200));
         assert!(host.jobs.standing(&key()).is_none());
     }
 }

@@ -11,7 +11,7 @@ use crate::model::job::JobKey;
 use crate::model::process::ProcessId;
 
 /// A container that was started and has no process is forgotten after so long.
-const TO_START: SignedDuration = SignedDuration::from_mins(10);
+const TO_START: SignedDuration = SignedDuration::from_mins(1);
 /// So many are remembered at the most.
 const MAX_STARTED: usize = 10_000;
 
@@ -35,7 +35,8 @@ impl StartedContainers {
         now: Timestamp,
     ) {
         for id in container_client::starts(comm, cmdline) {
-            if self.0.len() < MAX_STARTED && !self.0.contains_key(id) && !is_there(id) {
+            // Whoever said so last knows best.
+            if (self.0.len() < MAX_STARTED || self.0.contains_key(id)) && !is_there(id) {
                 self.0.insert(id.to_owned(), (job.clone(), now));
             }
         }
@@ -150,9 +151,15 @@ impl ProcessTable {
         }
     }
 
-    /// Whether a job has a living process of this user.
-    pub(in crate::engine) fn has_process_of(&self, job: &JobKey, uid: u32) -> bool {
-        self.records.values().any(|record| record.uid == Some(uid) && record.job.as_ref() == Some(job))
+    /// The users of a job's living processes.
+    pub(in crate::engine) fn users_of(&self, job: &JobKey) -> HashSet<Option<u32>> {
+        let of_job = self.records.values().filter(|record| record.job.as_ref() == Some(job));
+        of_job.map(|record| record.uid).collect()
+    }
+
+    /// The user of a process, where it is known.
+    pub(in crate::engine) fn user(&self, pid: u32) -> Option<u32> {
+        self.records.get(&pid)?.uid
     }
 
     /// Whether a process or one of its ancestors is this user's.
@@ -203,7 +210,7 @@ mod tests {
     fn containers_that_never_started_are_forgotten() {
         let mut table = after(&[], &["docker", "start", &"5a".repeat(32)]);
         assert_eq!(table.started.0.len(), 1);
-        let later = NOW + SignedDuration::from_mins(11);
+        let later = NOW + SignedDuration::from_mins(2);
         let _ = table.keep_only(&HashSet::from([10, 30]), later);
         assert_eq!(table.started.0.len(), 0);
     }

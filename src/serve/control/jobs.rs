@@ -1,5 +1,7 @@
 //! `job start`, `job end` and `job list` over the control socket. Who asks is known from the socket.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Extension, State};
@@ -7,11 +9,12 @@ use axum::http::StatusCode;
 use axum::response::Response;
 
 use super::{Desk, ask, json, refuse};
-use crate::engine::agent::Declaration;
-use crate::engine::{Question, Refused, Topic};
+use crate::engine::agent::{self, Declaration};
+use crate::engine::{Question, Refused, Topic, Unanswerable};
 use crate::kernel::clock;
 use crate::model::answer::SCHEMA;
 use crate::model::claim::Verdict;
+use crate::model::conflict::Conflicts;
 use crate::model::declared::{End, Ended, Jobs, Start, Started};
 use crate::model::job::Job;
 use crate::serve::http::Peer;
@@ -43,26 +46,45 @@ pub(super) async fn end(
         Ok(job) => job,
         Err(response) => return response,
     };
-    let answer = match ask(&desk, Question { topic: Topic::All, netns: None }).await {
-        Ok(answer) => answer,
-        Err(response) => return response,
-    };
-    let conflicts = match desk.agent.conflicts(None).await {
-        Ok(conflicts) => conflicts,
-        Err(why) => return refuse(StatusCode::SERVICE_UNAVAILABLE, why.to_string()),
-    };
+    // The job has ended, whatever can be seen of what it left.
+    let (mut left, mut refused, mut incomplete) = (Vec::new(), Vec::new(), Vec::new());
+    match ask(&desk, Question { topic: Topic::All, netns: None }).await {
+        Ok(answer) => {
+            left = answer.claims;
+            incomplete = answer.incomplete;
+        }
+        Err(_) => incomplete.push("what the job holds: the agent was too busy to look".to_owned()),
+    }
+    match refusals(&desk).await {
+        Ok(conflicts) => {
+            refused = conflicts.conflicts;
+            incomplete.extend(conflicts.incomplete);
+        }
+        Err(why) => incomplete.push(format!("binds that failed: {why}")),
+    }
     let is_it = |other: Option<&Job>| other.is_some_and(|other| (&other.ci, &other.id) == (&job.ci, &job.id));
-    let (mut left, mut refused) = (answer.claims, conflicts.conflicts);
     left.retain(|claim| {
         is_it(claim.job.as_ref()) && matches!(claim.verdict, Verdict::Grace | Verdict::Leaked)
     });
     refused.retain(|conflict| is_it(conflict.loser.job.as_ref()));
-    let mut incomplete = answer.incomplete;
-    incomplete.extend(conflicts.incomplete);
-    json(
-        StatusCode::OK,
-        &Ended { schema: SCHEMA, as_of: answer.as_of, job, incomplete, left, conflicts: refused },
-    )
+    let ended = Ended { schema: SCHEMA, as_of: clock::now(), job, incomplete, left, conflicts: refused };
+    json(StatusCode::OK, &ended)
+}
+
+/// Those that were refused a moment ago are being looked at: waits for them a little, and says where that was not enough.
+async fn refusals(desk: &Desk) -> Result<Conflicts, Unanswerable> {
+    const ROUNDS: usize = 20;
+    const PAUSE: Duration = Duration::from_millis(100);
+    let mut conflicts = desk.agent.conflicts(None).await?;
+    for _ in 0..ROUNDS {
+        if conflicts.pending == 0 {
+            return Ok(conflicts);
+        }
+        tokio::time::sleep(PAUSE).await;
+        conflicts = desk.agent.conflicts(None).await?;
+    }
+    conflicts.incomplete.push(format!("{} failed binds that are still being looked at", conflicts.pending));
+    Ok(conflicts)
 }
 
 /// Errors: the response that says why not.
@@ -76,7 +98,8 @@ async fn declare<T>(
     let Some(uid) = peer.uid else {
         return Err(refuse(StatusCode::FORBIDDEN, "who asks could not be learned".to_owned()));
     };
-    let declared = desk.agent.declare(declaration(document), uid).await;
+    let by = agent::Peer { uid, pid: peer.pid };
+    let declared = desk.agent.declare(declaration(document), by).await;
     let declared = declared.map_err(|why| refuse(StatusCode::SERVICE_UNAVAILABLE, why.to_string()))?;
     declared.map_err(|why| {
         let status = match &why {

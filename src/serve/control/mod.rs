@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -29,6 +29,7 @@ use crate::model::can_bind::Manner;
 use crate::model::moment;
 use crate::model::netns::NetnsSelector;
 use crate::model::target::{Target, TargetError};
+use crate::serve::http::MAX_REQUEST_BYTES;
 
 /// Parameters of a question.
 #[derive(Debug, Deserialize)]
@@ -96,6 +97,7 @@ pub fn router(agent: Agent) -> Router {
                 "questions are GET; /v1/job/start and /v1/job/end are POST".to_owned(),
             )
         })
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .with_state(Desk { agent, turns: Arc::new(Semaphore::new(ANSWERS_AT_ONCE)) })
 }
 
