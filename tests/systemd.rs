@@ -336,25 +336,22 @@ fn a_hook_ends_a_job_across_a_restart_and_its_leftover_is_alerted_and_ended() {
     host.drop_in("AmbientCapabilities=CAP_KILL\nCapabilityBoundingSet=CAP_KILL\nSystemCallErrorNumber=kill");
     host.done("systemctl start sniffer");
     host.listen("listener", "Type=exec", "", 8081);
-    // The hook comes when the job's processes are there already.
-    host.done("sniffer job start --ci github --id github_1f0c --name nightly");
+    let pid = host.show_of("listener", "MainPID");
+    host.done(&format!("sniffer job start --id nightly-7 --name nightly --pid {pid}"));
     host.done("systemctl restart sniffer");
     let jobs = host.done("sniffer job list");
-    assert!(
-        jobs.contains("github_1f0c") && jobs.contains("nightly") && jobs.contains("running since"),
-        "{jobs}"
-    );
-    let told = host.done("sniffer job end --ci github --id github_1f0c");
+    assert!(jobs.contains("nightly-7") && jobs.contains("running since"), "{jobs}");
+    let told = host.done("sniffer job end --id nightly-7");
     assert!(told.contains("tcp 0.0.0.0:8081 by perl"), "{told}");
     wait("its end", SOON, || {
         (host.show_of("listener", "ActiveState") != "active").then_some(()).ok_or_else(|| host.journal())
     });
     let alert = host.done("cat /run/sniffer/alert");
-    assert!(alert.contains("\"subject\":\"leak\"") && alert.contains("github_1f0c"), "{alert}");
+    assert!(alert.contains("\"subject\":\"leak\"") && alert.contains("nightly-7"), "{alert}");
     assert!(host.journal().contains("has leaked 8081/tcp: ended"), "{}", host.journal());
     let fields = host.done("journalctl --unit sniffer F_EVENT=leak --output json");
     assert!(
-        fields.contains("\"F_PORT\":\"8081\"") && fields.contains("\"F_JOB_ID\":\"github_1f0c\""),
+        fields.contains("\"F_PORT\":\"8081\"") && fields.contains("\"F_JOB_ID\":\"nightly-7\""),
         "{fields}"
     );
     assert_eq!([host.show("ActiveState"), host.show("NRestarts")], ["active", "0"], "{}", host.journal());

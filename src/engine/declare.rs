@@ -66,7 +66,7 @@ impl Engine {
             self.processes.rename_job(&custom, &key);
         }
         if let Some(id) = process {
-            self.processes.give_job(id.pid, &key);
+            self.processes.give_job(id, &key);
             self.jobs.anchor_at(&key, id.pid);
         }
         self.note_jobs([change]);

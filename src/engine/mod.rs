@@ -138,10 +138,18 @@ impl Engine {
         self.policy = policy;
     }
 
-    /// Jobs that were kept by the agent before this one, whose clock began at `booted`. `is_alive` tells of a process.
-    pub fn restore(&mut self, kept: Vec<KeptJob>, booted: Timestamp, is_alive: impl Fn(ProcessId) -> bool) {
+    /// Jobs that were kept by the agent before this one, whose clock began at `booted`. `start` tells when a living process began.
+    pub fn restore(&mut self, kept: Vec<KeptJob>, booted: Timestamp, start: impl Fn(u32) -> Option<u64>) {
+        // Told in ticks by one and in nanoseconds by the other, a start may differ by one.
+        let alive = |id: ProcessId| {
+            let now = start(id.pid).filter(|start| start.abs_diff(id.start) <= 1)?;
+            Some(ProcessId { start: now, ..id })
+        };
         let shift = self.clock.booted().duration_since(booted);
-        self.jobs.restore(kept, &self.policy.systems, is_alive, shift, self.clock.now());
+        let given = self.jobs.restore(kept, &self.policy.systems, alive, shift, self.clock.now());
+        for (id, key) in given {
+            self.processes.give_job(id, &key);
+        }
     }
 
     /// The same as [`Engine::kept_jobs`], if something of it may have changed since the last call.

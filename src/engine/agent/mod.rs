@@ -35,7 +35,6 @@ use crate::model::answer::Answer;
 use crate::model::conflict::Conflicts;
 use crate::model::declared::{End, Start};
 use crate::model::job::Job;
-use crate::model::process::ProcessId;
 
 /// Messages (batches of events among them) that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
 const QUEUE: usize = 1024;
@@ -179,8 +178,7 @@ impl Agent {
         let (publish, status) = watch::channel(Arc::new(Status::default()));
         let (closed, closes) = watch::channel(0);
         let mut engine = Engine::new(policy, reader.clock, Watching::Continuously);
-        let is_alive = |id: ProcessId| process::start(id.pid) == Ok(id.start);
-        engine.restore(kept, booted, is_alive);
+        engine.restore(kept, booted, |pid| process::start(pid).ok());
         let (keep, kept) = watch::channel(engine.kept_jobs());
         let agent = Agent { messages: messages.clone(), status, closes, kept };
         let task = Loop {

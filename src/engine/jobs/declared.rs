@@ -148,6 +148,7 @@ impl JobTable {
     pub(in crate::engine) fn anchor_at(&mut self, key: &JobKey, pid: u32) {
         if let Some(record) = self.records.get_mut(key) {
             record.anchors.insert(pid);
+            record.named.insert(pid);
             self.by_anchor.entry(pid).or_default().insert(key.clone());
             self.dirty = true;
         }

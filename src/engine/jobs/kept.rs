@@ -22,8 +22,10 @@ pub struct KeptJob {
     ended: Option<Timestamp>,
     over_since: Option<Timestamp>,
     declared: Option<Declared>,
-    /// Of a declared job: the processes whose end is its end.
+    /// Of a declared job: the processes whose end is its end,
     processes: Vec<ProcessId>,
+    /// and those of them that the hook named, which are the job's with all their descendants.
+    named: Vec<ProcessId>,
 }
 
 impl JobTable {
@@ -36,8 +38,11 @@ impl JobTable {
         let matters = |(key, record): &(&JobKey, &Record)| {
             record.declared.is_some() || (record.state == JobState::Ended && alive.contains(key))
         };
+        let identified = |pids: &HashSet<u32>| {
+            pids.iter().filter_map(|pid| Some(ProcessId { pid: *pid, start: start(*pid)? })).collect()
+        };
         let kept = self.records.iter().filter(matters).map(|(key, record)| {
-            let anchors = record.anchors.iter().filter(|_| record.declared.is_some());
+            let anchors = record.declared.map(|_| &record.anchors);
             KeptJob {
                 facts: JobFacts { key: key.clone(), ..record.facts.clone() },
                 state: record.state,
@@ -46,9 +51,8 @@ impl JobTable {
                 ended: record.ended,
                 over_since: record.over_since,
                 declared: record.declared,
-                processes: anchors
-                    .filter_map(|pid| Some(ProcessId { pid: *pid, start: start(*pid)? }))
-                    .collect(),
+                processes: anchors.map(identified).unwrap_or_default(),
+                named: identified(&record.named),
             }
         });
         let mut kept: Vec<KeptJob> = kept.collect();
@@ -57,15 +61,16 @@ impl JobTable {
     }
 
     /// Knows again what was kept, moments moved by `shift`. A declared job whose processes have ended meanwhile has ended; one of a CI system
-    /// is running if its processes say so.
+    /// is running if its processes say so. Answers with the living processes that hooks named.
     pub(in crate::engine) fn restore(
         &mut self,
         kept: Vec<KeptJob>,
         systems: &[Arc<dyn System>],
-        is_alive: impl Fn(ProcessId) -> bool,
+        alive: impl Fn(ProcessId) -> Option<ProcessId>,
         shift: SignedDuration,
         now: Timestamp,
-    ) {
+    ) -> Vec<(ProcessId, JobKey)> {
+        let mut given = Vec::new();
         let moved = |at: Timestamp| at.checked_add(shift).unwrap_or(at);
         for job in kept {
             let key = job.facts.key.clone();
@@ -73,8 +78,10 @@ impl JobTable {
             let Some(system) = systems.iter().find(|system| system.name() == key.ci) else { continue };
             let had_some = !job.processes.is_empty();
             let anchors: HashSet<u32> =
-                job.processes.into_iter().filter(|id| is_alive(*id)).map(|id| id.pid).collect();
+                job.processes.into_iter().filter_map(&alive).map(|id| id.pid).collect();
             let over = job.state == JobState::Running && had_some && anchors.is_empty();
+            let named: Vec<ProcessId> = job.named.into_iter().filter_map(&alive).collect();
+            given.extend(named.iter().map(|id| (*id, key.clone())));
             if job.declared.is_some() && key.ci != "custom" {
                 self.aliases.entry(job.facts.id.clone()).or_insert_with(|| key.clone());
             }
@@ -97,8 +104,10 @@ impl JobTable {
                 over_since: job.over_since.map(moved).or(over.then_some(now)),
                 oldest: u64::MAX,
                 declared: job.declared,
+                named: named.iter().map(|id| id.pid).collect(),
             };
             self.records.insert(key, record);
         }
+        given
     }
 }

@@ -38,6 +38,8 @@ struct Record {
     oldest: u64,
     /// Set where a hook told of it.
     declared: Option<Declared>,
+    /// The anchors that the hook named.
+    named: HashSet<u32>,
 }
 
 impl Record {
@@ -106,6 +108,7 @@ impl JobTable {
             over_since: None,
             oldest: u64::MAX,
             declared: None,
+            named: HashSet::new(),
         })
     }
 
@@ -157,6 +160,7 @@ impl JobTable {
         for key in self.by_anchor.remove(&pid).unwrap_or_default() {
             let Some(record) = self.records.get_mut(&key) else { continue };
             record.anchors.remove(&pid);
+            record.named.remove(&pid);
             if !record.anchors.is_empty() || record.is_declared_ended() {
                 continue;
             }

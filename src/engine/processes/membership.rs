@@ -137,14 +137,18 @@ impl ProcessTable {
         }
     }
 
-    /// Makes a process a job's, with whatever descends from it and names no job by itself.
-    pub(in crate::engine) fn give_job(&mut self, pid: u32, key: &JobKey) {
-        for descendant in self.descendants(pid) {
+    /// Makes a process a job's, with whatever descends from it and names no job by itself; also one that is not known yet.
+    pub(in crate::engine) fn give_job(&mut self, id: ProcessId, key: &JobKey) {
+        self.given.insert(id, key.clone());
+        if self.start(id.pid) != Some(id.start) {
+            return;
+        }
+        for descendant in self.descendants(id.pid) {
             if let Some(record) = self.records.get_mut(&descendant) {
-                if descendant == pid {
+                if descendant == id.pid {
                     record.own_job = Some(key.clone());
                 }
-                if descendant == pid || record.own_job.is_none() {
+                if descendant == id.pid || record.own_job.is_none() {
                     record.job = Some(key.clone());
                 }
             }

@@ -74,6 +74,8 @@ pub(super) struct ProcessTable {
     graves: Graves,
     /// Containers that a process of a job started.
     started: StartedContainers,
+    /// Processes that hooks named as a job's.
+    given: HashMap<ProcessId, JobKey>,
 }
 
 /// A process as it is, or was when it ended.
@@ -136,6 +138,7 @@ impl ProcessTable {
         let Process {
             id, ppid, comm, cmdline, told, uid, cgroup, netns, variables_readable: readable, ..
         } = process;
+        let own_job = self.given.get(&id).cloned().or(own_job);
         let same = |record: &&Record| record.start.is_none_or(|start| start == id.start);
         let known = self.records.get(&id.pid).filter(same);
         // A reading may be later than the events told so far: while they know a living parent, that one counts.
@@ -234,6 +237,9 @@ impl ProcessTable {
             self.graves.bury(remembered, now);
         }
         let Some(record) = self.records.remove(&pid) else { return };
+        if let Some(start) = record.start {
+            self.given.remove(&ProcessId { pid, start });
+        }
         self.leave(record.ppid, pid);
         // Orphans go to pid 1 (or a subreaper, which the next reading tells): never to whoever gets this pid next.
         for child in self.children.remove(&pid).unwrap_or_default() {
