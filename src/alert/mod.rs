@@ -1,7 +1,7 @@
 //! Alerts: what the agent noticed, told to receivers outside. Each receiver has a thread of its own, so that a dead one delays nobody; what
 //! each was told is kept in the [`book::Book`], so that a restart neither repeats nor forgets.
 //!
-//! To add a receiver: one file with a type that implements [`Receiver`], and a kind in `config`. Never judges.
+//! To add a receiver: one file with a type that implements `Receiver`, and a kind in `config`. Never judges.
 
 mod alertmanager;
 pub mod book;

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::{Message, source};
-use crate::kernel::bpf;
-use crate::kernel::netns;
+use super::{Events, Loop, Message, Outside, source};
+use crate::engine::status::SourceStatus;
+use crate::kernel::bpf::holders::OpenFiles;
+use crate::kernel::bpf::{self, Gain};
 use crate::kernel::proc_events::{ProcEvents, ProcessEvent, means_lost};
 use crate::kernel::process::{self, Reader};
+use crate::kernel::{memory, netns};
 use crate::model::bind::{BindEvent, CloseEvent};
 use crate::model::process::Process;
 
@@ -134,4 +136,74 @@ fn hand_on(
         send(Message::EventsLost(source::EBPF, lost))?;
     }
     Ok(())
+}
+
+impl<O: Outside> Loop<O> {
+    pub(super) fn start_events(&mut self) {
+        if self.watch.events.is_empty() {
+            let why = Some("switched off by watch.events = \"poll\"".to_owned());
+            self.sources.insert(source::PROC, SourceStatus { why, ..SourceStatus::default() });
+        }
+        if self.watch.events.contains(&Events::Ebpf) {
+            let status = self.start_bpf();
+            self.sources.insert(source::EBPF, status);
+            let status = self.start_walk();
+            self.sources.insert(source::OPEN_FILES, status);
+            // The kernel's description of its types takes tens of MiB while it is read.
+            memory::trim();
+        }
+        if self.hurry.is_none() && !self.watch.events.is_empty() {
+            let status = self.start_proc();
+            self.sources.insert(source::PROC, status);
+        }
+    }
+
+    /// Without the kernel's own walk over open files, /proc is read.
+    fn start_walk(&mut self) -> SourceStatus {
+        match OpenFiles::load(bpf::Reasons::InBrief) {
+            Ok(files) => {
+                self.reader.open_files.set(files);
+                SourceStatus { up: true, ..SourceStatus::default() }
+            }
+            Err(error) => {
+                tracing::info!("{error}; open files are read from /proc");
+                SourceStatus { why: Some(error.to_string()), ..SourceStatus::default() }
+            }
+        }
+    }
+
+    fn start_bpf(&mut self) -> SourceStatus {
+        match bpf::Source::load(bpf::Reasons::InBrief) {
+            Ok(events) => {
+                for (gain, why) in events.missing() {
+                    tracing::info!("the kernel's programs tell less here: {} ({why})", gain.lost());
+                }
+                let missing: Vec<String> =
+                    events.missing().iter().map(|(gain, why)| format!("{} ({why})", gain.lost())).collect();
+                self.hurry = events.has(Gain::Processes).then(|| events.hurry());
+                let (messages, reader) = (self.messages.clone(), Arc::clone(&self.reader));
+                std::thread::spawn(move || forward_bpf(events, &reader, &messages));
+                let why = Some(missing.join("; ")).filter(|why| !why.is_empty());
+                SourceStatus { up: true, why, ..SourceStatus::default() }
+            }
+            Err(error) => {
+                tracing::warn!("{error}; failed binds are not seen");
+                SourceStatus { why: Some(error.to_string()), ..SourceStatus::default() }
+            }
+        }
+    }
+
+    pub(super) fn start_proc(&mut self) -> SourceStatus {
+        match ProcEvents::subscribe() {
+            Ok(events) => {
+                let (messages, reader) = (self.messages.clone(), Arc::clone(&self.reader));
+                std::thread::spawn(move || forward(events, &reader, &messages));
+                SourceStatus { up: true, ..SourceStatus::default() }
+            }
+            Err(error) => {
+                tracing::warn!("{error}; processes are polled instead");
+                SourceStatus { why: Some(error.to_string()), ..SourceStatus::default() }
+            }
+        }
+    }
 }
