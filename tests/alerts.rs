@@ -32,8 +32,8 @@ fn a_leak_is_told_after_its_grace_and_its_end_when_somebody_reaps_it() {
     let port = _tree.get("server").port();
     daemon.who_holds(port);
     hook.is_silent(port, Duration::from_millis(600));
-    daemon.job("end", "told");
     let ended = Instant::now();
+    daemon.job("end", "told");
     let firing = hook.next(port);
     assert!(ended.elapsed() >= Duration::from_millis(250), "not while the job is in grace");
     assert_eq!((&firing["status"], &firing["subject"]), (&"firing".into(), &"leak".into()), "{firing:#}");
@@ -69,8 +69,17 @@ fn a_killed_agent_neither_repeats_nor_forgets() {
     let _runs = listener(&["env:SNIFFER_JOB_ID=runs"]);
     let running = _runs.get("server").port();
     daemon.who_holds(running);
-    // What is written at once, and what is told, is on the disk.
-    std::thread::sleep(Duration::from_millis(500));
+    let told = |state: &Value, port: u16| {
+        let entries = state["alerts"]["entries"].as_object().unwrap();
+        let mut about = entries.values().filter(|entry| entry["alert"]["port"] == port);
+        about.any(|entry| entry["told"].as_object().is_some_and(|told| !told.is_empty()))
+    };
+    daemon.kept("who was told, and the job that runs", |state| {
+        let jobs = state["jobs"].as_array().unwrap();
+        told(state, stays)
+            && told(state, goes_port)
+            && jobs.iter().any(|job| job["facts"]["id"] == "runs" && job["state"] == "running")
+    });
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();
     goes.get("server").kill();

@@ -390,7 +390,10 @@ fn a_worker_that_ends_while_no_agent_watches_has_ended_its_job() {
     let tree = Tree::start(&mut command, &["agent", "shell", "server"]);
     let port = tree.get("server").port();
     assert_eq!(daemon.verdict(port).0, "healthy");
-    std::thread::sleep(std::time::Duration::from_millis(700));
+    daemon.kept("the job with its process", |state| {
+        let mut jobs = state["jobs"].as_array().unwrap().iter();
+        jobs.any(|job| job["facts"]["id"] == "b-9" && !job["processes"].as_array().unwrap().is_empty())
+    });
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();
     tree.get("shell").kill();

@@ -106,12 +106,12 @@ fn the_agent_ends_what_has_leaked_after_an_extra_grace_if_it_is_told_to() {
     let _alone = one_runner_on_this_host();
     let daemon = Daemon::start("leak.reap = true\nleak.reap_after = \"2s\"\n");
     let running = Tree::holder(&["tcp:127.0.0.1:0"]);
+    let began = Instant::now();
     let (leftover, port) = daemon.leftover("swept");
     let server = leftover.get("server");
     eventually("it has leaked", || (daemon.verdict(port).0 == "leaked").then_some(()));
-    let leaked = Instant::now();
     eventually("it was ended", || (!server.is_alive()).then_some(()));
-    assert!(leaked.elapsed() >= Duration::from_millis(1_500), "not before its time");
+    assert!(began.elapsed() >= Duration::from_secs(2), "not before its time");
     assert!(leftover.get("shell").is_alive() && running.it().is_alive(), "nobody else was");
     eventually("it is said", || daemon.log().contains("event=\"reaped\"").then_some(()));
     assert!(!Daemon::start("").log().contains("reaped"), "off by default");

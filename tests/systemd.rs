@@ -346,9 +346,15 @@ fn a_hook_ends_a_job_across_a_restart_and_its_leftover_is_alerted_and_ended() {
     wait("its end", SOON, || {
         (host.show_of("listener", "ActiveState") != "active").then_some(()).ok_or_else(|| host.journal())
     });
+    wait("the alert", SOON, || {
+        host.run("test -s /run/sniffer/alert").status.success().then_some(()).ok_or_else(|| host.journal())
+    });
     let alert = host.done("cat /run/sniffer/alert");
     assert!(alert.contains("\"subject\":\"leak\"") && alert.contains("nightly-7"), "{alert}");
-    assert!(host.journal().contains("has leaked 8081/tcp: ended"), "{}", host.journal());
+    wait("that is said", SOON, || {
+        let said = host.journal().contains("has leaked 8081/tcp: ended");
+        said.then_some(()).ok_or_else(|| host.journal())
+    });
     let fields = host.done("journalctl --unit sniffer F_EVENT=leak --output json");
     assert!(
         fields.contains("\"F_PORT\":\"8081\"") && fields.contains("\"F_JOB_ID\":\"nightly-7\""),

@@ -317,6 +317,13 @@ impl Daemon {
         command
     }
 
+    /// What it keeps for the next one, once that is so.
+    #[track_caller]
+    pub fn kept(&self, what: &str, is_so: impl Fn(&Value) -> bool) {
+        let read = || serde_json::from_slice(&fs::read(self.directory.path().join("state.json")).ok()?).ok();
+        eventually(what, || read().filter(&is_so).map(drop));
+    }
+
     /// `sniffer job start` or `end`.
     #[track_caller]
     pub fn job(&self, verb: &str, id: &str) {
