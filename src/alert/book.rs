@@ -134,11 +134,14 @@ impl Book {
             Some(told) => entry.last_word().is_some_and(|last| *told < last),
         };
         let entry = self.entries.values().filter(due).min_by_key(|entry| entry.alert.starts_at)?;
-        let (told, status, ends_at) = match entry.told.get(receiver) {
-            None => (Told::Firing, Phase::Firing, None),
-            Some(_) => (Told::Resolved, Phase::Resolved, entry.alert.ends_at),
-        };
-        Some((told, Alert { status, ends_at, ..entry.alert.clone() }))
+        let alert = entry.alert.clone();
+        Some(match entry.told.get(receiver) {
+            None => (Told::Firing, Alert { status: Phase::Firing, ends_at: None, ..alert }),
+            Some(_) => {
+                let summary = format!("Resolved: {}", alert.summary);
+                (Told::Resolved, Alert { status: Phase::Resolved, summary, ..alert })
+            }
+        })
     }
 
     /// A receiver was told of an alert, which may have ended and begun anew meanwhile.
