@@ -120,7 +120,7 @@ impl Keeper {
     }
 
     /// Writes it on a thread of its own, and then rests: a large one is not written all the time.
-    async fn write_aside(&mut self, changes: &mut watch::Receiver<u64>) -> io::Result<()> {
+    async fn write_aside(&mut self, changes: &mut watch::Receiver<()>) -> io::Result<()> {
         self.jobs.mark_unchanged();
         changes.mark_unchanged();
         let (keeper, began) = (self.clone(), Instant::now());

@@ -167,7 +167,7 @@ fn the_manual_page_has_every_verb() {
     }
 }
 
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 17] = [
     "who-holds",
     "list",
     "leaks",
@@ -176,6 +176,10 @@ const VERBS: [&str; 13] = [
     "conflicts",
     "run",
     "reap",
+    "job",
+    "job start",
+    "job end",
+    "job list",
     "daemon",
     "check-config",
     "doctor",
@@ -186,7 +190,7 @@ const VERBS: [&str; 13] = [
 #[test]
 fn every_verb_explains_itself_with_an_example() {
     for verb in VERBS {
-        let (code, text, _) = run(Command::new(SNIFFER).args([verb, "--help"]));
+        let (code, text, _) = run(Command::new(SNIFFER).args(verb.split(' ')).arg("--help"));
         assert_eq!(code, 0);
         assert!(text.contains("Example"), "{verb}: {text}");
     }

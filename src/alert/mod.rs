@@ -40,8 +40,6 @@ pub type Counts = BTreeMap<(AlertKind, &'static str), u64>;
 struct Shared {
     book: Book,
     counts: Counts,
-    /// Grows with every change of the book.
-    version: u64,
     /// Grows when something has begun or ended.
     news: u64,
 }
@@ -51,7 +49,8 @@ struct Shared {
 pub struct Alerts {
     shared: Arc<(Mutex<Shared>, Condvar)>,
     sinks: Arc<[AlertSink]>,
-    changes: watch::Sender<u64>,
+    /// Sent with every change of the book.
+    changes: watch::Sender<()>,
     /// Since when this host runs, which tells its sockets from those before a reboot.
     boot: Arc<str>,
 }
@@ -61,14 +60,14 @@ impl Alerts {
     pub fn start(sinks: &[AlertSink], book: Book, boot: &str) -> Alerts {
         let counts =
             AlertKind::ALL.iter().flat_map(|kind| RESULTS.map(|result| ((*kind, result), 0))).collect();
-        let mut shared = Shared { book, counts, version: 0, news: 0 };
+        let mut shared = Shared { book, counts, news: 0 };
         // Alertmanager is told all of it again and again.
         let one_by_one = sinks.iter().filter(|sink| sink.kind != AlertKind::Alertmanager);
         shared.book.keep_receivers(one_by_one.map(AlertSink::id));
         let alerts = Alerts {
             shared: Arc::new((Mutex::new(shared), Condvar::new())),
             sinks: sinks.into(),
-            changes: watch::Sender::new(0),
+            changes: watch::Sender::new(()),
             boot: boot.into(),
         };
         for sink in sinks {
@@ -87,15 +86,10 @@ impl Alerts {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn changed(&self, shared: &mut Shared) {
-        shared.version += 1;
-        self.changes.send_replace(shared.version);
-    }
-
     fn news(&self, shared: &mut Shared) {
         shared.news += 1;
         self.shared.1.notify_all();
-        self.changed(shared);
+        self.changes.send_replace(());
     }
 
     /// What the agent noticed; answers whether it is news: that an agent before it knew it is none.
@@ -158,7 +152,7 @@ impl Alerts {
     }
 
     /// Changes with the book.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
     }
 
@@ -186,7 +180,7 @@ impl Alerts {
             let mut shared = self.lock();
             *shared.counts.entry((sink.kind, result)).or_insert(0) += 1;
             shared.book.told(&alert, &id, told);
-            self.changed(&mut shared);
+            self.changes.send_replace(());
         }
     }
 

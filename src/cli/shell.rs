@@ -27,14 +27,17 @@ fn render(bytes: &mut Vec<u8>) -> std::io::Result<()> {
     command.build();
     let page = clap_mangen::Man::new(command.clone()).section("8");
     page.render(bytes)?;
-    for verb in command.get_subcommands() {
-        let heading = verb.get_name().to_uppercase().replace('-', "\\-");
-        bytes.extend(format!(".SH \"SNIFFER {heading}\"\n").into_bytes());
-        let of_verb = clap_mangen::Man::new(verb.clone());
-        of_verb.render_synopsis_section(bytes)?;
-        of_verb.render_description_section(bytes)?;
-        of_verb.render_options_section(bytes)?;
-        of_verb.render_extra_section(bytes)?;
-    }
-    Ok(())
+    command.get_subcommands().try_for_each(|verb| section(bytes, "SNIFFER", verb))
+}
+
+/// A verb, and the verbs below it.
+fn section(bytes: &mut Vec<u8>, above: &str, verb: &clap::Command) -> std::io::Result<()> {
+    let heading = format!("{above} {}", verb.get_name().to_uppercase().replace('-', "\\-"));
+    bytes.extend(format!(".SH \"{heading}\"\n").into_bytes());
+    let of_verb = clap_mangen::Man::new(verb.clone());
+    of_verb.render_synopsis_section(bytes)?;
+    of_verb.render_description_section(bytes)?;
+    of_verb.render_options_section(bytes)?;
+    of_verb.render_extra_section(bytes)?;
+    verb.get_subcommands().try_for_each(|below| section(bytes, &heading, below))
 }

@@ -141,6 +141,7 @@ impl JobTable {
         };
         let key = key.clone();
         self.records.remove(&key);
+        self.forget_aliases();
         Ok(())
     }
 

@@ -26,6 +26,8 @@ pub struct KeptJob {
     processes: Vec<ProcessId>,
     /// and those of them that the hook named, which are the job's with all their descendants.
     named: Vec<ProcessId>,
+    /// Whether processes with its id as `SNIFFER_JOB_ID` are its.
+    alias: bool,
 }
 
 impl JobTable {
@@ -53,6 +55,7 @@ impl JobTable {
                 declared: record.declared,
                 processes: anchors.map(identified).unwrap_or_default(),
                 named: identified(&record.named),
+                alias: self.aliases.get(&record.facts.id) == Some(key),
             }
         });
         let mut kept: Vec<KeptJob> = kept.collect();
@@ -82,8 +85,8 @@ impl JobTable {
             let over = job.state == JobState::Running && had_some && anchors.is_empty();
             let named: Vec<ProcessId> = job.named.into_iter().filter_map(&alive).collect();
             given.extend(named.iter().map(|id| (*id, key.clone())));
-            if job.declared.is_some() && key.ci != "custom" {
-                self.aliases.entry(job.facts.id.clone()).or_insert_with(|| key.clone());
+            if job.alias {
+                self.aliases.insert(job.facts.id.clone(), key.clone());
             }
             for pid in &anchors {
                 self.by_anchor.entry(*pid).or_default().insert(key.clone());

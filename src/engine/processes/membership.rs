@@ -125,9 +125,6 @@ impl ProcessTable {
 
     /// From now on a job has another name.
     pub(in crate::engine) fn rename_job(&mut self, from: &JobKey, to: &JobKey) {
-        if from == to {
-            return;
-        }
         for record in self.records.values_mut() {
             for job in [&mut record.own_job, &mut record.job].into_iter().flatten() {
                 if job == from {
