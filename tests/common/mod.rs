@@ -412,6 +412,17 @@ pub fn eprint_log(log: &str) {
     eprintln!("--- the daemon's log\n{log}---");
 }
 
+/// Free ports below those that the kernel chooses from (32768 and up, ip_local_port_range).
+#[track_caller]
+pub fn ports_of_ones_own<const N: usize>() -> [u16; N] {
+    let is_free = |port: &u16| {
+        let taken = std::net::TcpListener::bind(("0.0.0.0", *port)).is_err();
+        !taken && std::net::UdpSocket::bind(("::", *port)).is_ok()
+    };
+    let free: Vec<u16> = (20_000..32_000).filter(is_free).take(N).collect();
+    free.try_into().expect("some ports are free")
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()

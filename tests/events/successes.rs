@@ -19,15 +19,18 @@ fn loops_that_bind_and_close_on_a_busy_host_are_not_told() {
     let _runner = one_runner_on_this_host();
     let daemon = Daemon::start("");
     let _busy = Tree::holder(&["busy:4"]);
-    let fixed = crate::common::free_port();
+    // Ports that the kernel never chooses: one that it gave to another loop would be refused here, and rightly.
+    let [fixed, wildcard, udp] = crate::common::ports_of_ones_own();
     let reuse = format!("churn:1000:tcp:127.0.0.1:{fixed}");
+    let (wildcard, udp) =
+        (format!("retry:1000:tcp:0.0.0.0:{wildcard}"), format!("retry:1000:udp:[::1]:{udp}"));
     let trees = at_once(&[
         &["threads:4", "churn:500:tcp:127.0.0.1:0"],
         &["threads:2", "churn:500:tcp:[::]:0"],
         &["with:reuseaddr", &reuse],
         // Of a port that the kernel chooses no refusal is told, so a false one would not show.
-        &["with:reuseaddr", "free:tcp:0.0.0.0:0", "retry:1000:tcp:0.0.0.0:PORT"],
-        &["with:reuseaddr", "free:udp:[::1]:0", "retry:1000:udp:[::1]:PORT"],
+        &["with:reuseaddr", &wildcard],
+        &["with:reuseaddr", &udp],
     ]);
     let refusals: i128 = trees.iter().flat_map(|tree| tree.it().said("refused-times")).sum();
     assert_eq!(refusals, 0, "the kernel refused none");
