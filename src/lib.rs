@@ -9,6 +9,7 @@ pub mod alert;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod history;
 pub mod judge;
 pub mod kernel;
 pub mod model;

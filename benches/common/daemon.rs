@@ -39,8 +39,9 @@ impl Daemon {
         let (socket, log) = (directory.join("sniffer.sock"), directory.join("daemon.log"));
         let configuration = directory.join("config.toml");
         let text = format!(
-            "[control]\nsocket = \"{}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n[history]\npath = \"\"\n\n[agent]\nstate = \"\"\n\n{more}",
-            socket.display()
+            "[control]\nsocket = \"{}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n[history]\npath = \"{}\"\n\n[agent]\nstate = \"\"\n\n{more}",
+            socket.display(),
+            directory.join("history.db").display()
         );
         std::fs::write(&configuration, text).map_err(failed)?;
         let mut command = Command::new(SNIFFER);

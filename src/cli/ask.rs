@@ -115,6 +115,17 @@ fn ask_if_there<T: DeserializeOwned>(
     }
 }
 
+/// A daemon's answer, or that none is there.
+pub(super) enum Asked<T> {
+    Answered(T),
+    Absent,
+}
+
+/// Asks for a path, of a daemon that need not be there. Errors: it refused.
+pub(super) fn ask_path<T: DeserializeOwned>(settings: &Settings, path: &str) -> Result<Asked<T>, Failure> {
+    Ok(ask_if_there(settings, path, true)?.map_or(Asked::Absent, Asked::Answered))
+}
+
 fn reader_for(settings: &Settings) -> Reader {
     let systems = settings.systems();
     // As every client of Docker's has it.
@@ -210,7 +221,7 @@ fn path(question: &Question) -> String {
 }
 
 /// Percent-encodes everything but letters, digits and `-._~` (RFC 3986).
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {

@@ -1,14 +1,17 @@
 //! `sniffer conflicts`: what the daemon has seen of failed binds.
 
-use super::ask::ask_daemon_only;
+use std::path::Path;
+
+use super::history::past;
 use super::{ANSWERED, Failure, OTHERWISE, printed};
+use crate::history::document;
 use crate::kernel::clock;
 use crate::model::conflict::Conflicts;
 use crate::model::moment;
 use crate::report;
 
 /// Failed binds.
-pub(super) fn run(since: Option<&str>, json: bool) -> Result<u8, Failure> {
+pub(super) fn run(since: Option<&str>, db: Option<&Path>, json: bool) -> Result<u8, Failure> {
     let zone = super::zone();
     let since = since
         .map(|text| moment::parse(text, clock::now(), &zone))
@@ -18,8 +21,13 @@ pub(super) fn run(since: Option<&str>, json: bool) -> Result<u8, Failure> {
         Some(since) => format!("/v1/conflicts?since={since}"),
         None => "/v1/conflicts".to_owned(),
     };
-    let answer: Conflicts = ask_daemon_only(&path, "it alone sees binds that fail")?;
-    if answer.watched_since.is_none() {
+    let answer: Conflicts = past(db, &path, |reader, gap| {
+        let found = document::conflicts(reader, since, clock::now());
+        let mut found = found.map_err(|error| error.to_string())?;
+        found.incomplete.extend(gap);
+        Ok(found)
+    })?;
+    if answer.watched_since.is_none() && answer.remembered_since.is_none() {
         // "None" from an agent that cannot see them is no answer.
         return Err(answer.incomplete.first().cloned().unwrap_or_default());
     }

@@ -149,10 +149,7 @@ fn configuration() -> Check {
     check(
         "configuration",
         match config::load(None) {
-            Ok(settings) => {
-                let notes = settings.not_yet().join("; ");
-                Ok(if notes.is_empty() { "valid, or absent: the defaults".to_owned() } else { notes })
-            }
+            Ok(_) => Ok("valid, or absent: the defaults".to_owned()),
             Err(error) => Err((error.to_string(), "`sniffer check-config` names every mistake".to_owned())),
         },
     )

@@ -6,11 +6,13 @@ mod check_config;
 mod conflicts;
 mod daemon;
 mod doctor;
+mod history;
 mod job;
 mod reap;
 mod run;
 mod shell;
 mod verbs;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,21 +41,27 @@ struct Cli {
 enum Verb {
     /// Who holds a port now, why, since when, for which job, and what to do
     #[command(
-        after_help = "Examples:\n  sniffer who-holds 8081\n  sniffer who-holds 127.0.0.1:8081/tcp --json\n  sniffer who-holds 8000-8100 --netns blue\n\nExit code: 0 held, 1 nobody holds it, 2 could not be answered."
+        after_help = "Examples:\n  sniffer who-holds 8081\n  sniffer who-holds 127.0.0.1:8081/tcp --json\n  sniffer who-holds 8000-8100 --netns blue\n  sniffer who-holds 8081 --watch\n\nExit code: 0 held, 1 nobody holds it, 2 could not be answered."
     )]
     WhoHolds {
         #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
         target: String,
         #[command(flatten)]
         options: Options,
+        /// Tell it again whenever it changes, until interrupted; with --json one document a line
+        #[arg(long)]
+        watch: bool,
     },
     /// Every held port in every network namespace
     #[command(
-        after_help = "Examples:\n  sniffer list\n  sniffer list --netns host\n  sniffer list --json | jq '.claims[].port'\n\nExit code: 0 some port is held, 1 none is, 2 could not be answered."
+        after_help = "Examples:\n  sniffer list\n  sniffer list --netns host\n  sniffer list --watch --json\n  sniffer list --json | jq '.claims[].port'\n\nExit code: 0 some port is held, 1 none is, 2 could not be answered."
     )]
     List {
         #[command(flatten)]
         options: Options,
+        /// Tell it again whenever it changes, until interrupted; with --json one document a line
+        #[arg(long)]
+        watch: bool,
     },
     /// Listeners that outlived their job (asks the daemon)
     #[command(
@@ -94,10 +102,23 @@ enum Verb {
         /// Only those that were seen since then: 90s, 2h, 7d ago, 14:03, or 2026-11-21T14:03:00Z
         #[arg(long, value_name = "TIME")]
         since: Option<String>,
+        /// Read this file of the history, and ask no daemon
+        #[arg(long, value_name = "FILE")]
+        db: Option<PathBuf>,
         /// One JSON document on standard output
         #[arg(long)]
         json: bool,
     },
+    /// Who held a port when, and how it ended
+    #[command(
+        after_help = "Examples:\n  sniffer history 8081\n  sniffer history 8081 --at 14:03\n  sniffer history 8000-8100 --since 2h --json\n  sniffer history 8081 --db ./history.db\n\nAsks the daemon; where none runs it reads the file that the last one wrote. Connections are not remembered. Exit code: 0 somebody is remembered, 1 nobody is, 2 could not be answered."
+    )]
+    History(history::Options),
+    /// The evidence of a job in one file, to keep as a build artefact
+    #[command(
+        after_help = "Examples:\n  sniffer report --job github_1f0c\n  sniffer report --job 4711 --ci gitlab --format html -o ports.html\n\nEvery port of the job, refused binds with both sides, leaks and lost listeners. Exit code: 0 written, 2 no such job is remembered."
+    )]
+    Report(history::ReportOptions),
     /// End what holds leaked ports, or a port that you name: a plan first, --yes to act
     #[command(
         after_help = "Examples:\n  sniffer reap --leaked\n  sniffer reap --job github_1f0c --yes\n  sniffer reap 8081/tcp --yes\n\nNever ends a client, pid 1 or what is exempt (unless you name its port); reaches exactly the process that was planned, or none. Exit code: 0 planned or ended, 1 something did not end, 2 not permitted or no daemon."
@@ -173,14 +194,18 @@ type Failure = String;
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.verb {
-        Verb::WhoHolds { target, options } => verbs::who_holds(&target, &options),
-        Verb::List { options } => verbs::list(&options),
+        Verb::WhoHolds { target, options, watch: true } => watch::who_holds(&target, &options),
+        Verb::WhoHolds { target, options, .. } => verbs::who_holds(&target, &options),
+        Verb::List { options, watch: true } => watch::list(&options),
+        Verb::List { options, .. } => verbs::list(&options),
         Verb::Leaks { options } => verbs::leaks(&options),
         Verb::CanBind { target, options } => can_bind::can_bind(&target, &options),
         Verb::WaitFree { target, timeout, options } => {
             can_bind::wait_free(&target, timeout.as_deref(), &options)
         }
-        Verb::Conflicts { since, json } => conflicts::run(since.as_deref(), json),
+        Verb::Conflicts { since, db, json } => conflicts::run(since.as_deref(), db.as_deref(), json),
+        Verb::History(options) => history::history(&options),
+        Verb::Report(options) => history::report(&options),
         Verb::Reap(options) => reap::run(&options),
         Verb::Run(options) => run::run(&options),
         Verb::Job { verb } => job::run(verb),

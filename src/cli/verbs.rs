@@ -31,7 +31,7 @@ pub(super) fn leaks(options: &Options) -> Result<u8, Failure> {
     Ok(if answer.claims.is_empty() { ANSWERED } else { OTHERWISE })
 }
 
-fn question(topic: Topic, options: &Options) -> Result<Question, Failure> {
+pub(super) fn question(topic: Topic, options: &Options) -> Result<Question, Failure> {
     let netns = options
         .netns
         .as_deref()

@@ -137,15 +137,6 @@ impl Settings {
             Events::Poll => Vec::new(),
         }
     }
-
-    /// What is configured and this version does not do yet: said at start and by `check-config`, never silently ignored.
-    pub fn not_yet(&self) -> Vec<String> {
-        let mut sentences = Vec::new();
-        if self.history.is_some() {
-            sentences.push("history.path: this version keeps no history".to_owned());
-        }
-        sentences
-    }
 }
 
 /// One mistake in a configuration file.

@@ -9,18 +9,21 @@ use jiff::{SignedDuration, Timestamp};
 use super::ports::Entry;
 use super::{Engine, Question, Topic};
 use crate::judge::advice::advice as sentences;
-use crate::judge::leak::{Judgement, Watching};
+use crate::judge::ending;
+use crate::judge::leak::{Judgement, Watching, span};
 use crate::judge::owner::{self, Known};
 use crate::judge::setting;
 use crate::kernel::Unreadable;
 use crate::kernel::look::Findings;
 use crate::model::answer::{Answer, AnswerSource, Looked, SCHEMA};
 use crate::model::claim::{Binder, Claim, Owner, OwnerType, Peer, SocketRef, Verdict};
+use crate::model::hold::Comeback;
 use crate::model::job::{Job, JobKey, Test};
 use crate::model::nat::NatClaim;
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
 use crate::model::process::Holder;
 use crate::model::socket::{ClaimKind, Protocol, Socket, SocketState};
+use crate::model::target::Target;
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +109,7 @@ impl Engine {
             advice = sentences(&claims);
             if claims.is_empty() {
                 advice.extend(here.into_iter().flat_map(|(_, here)| setting::when_free(target, here)));
+                advice.extend(self.lost_lately(target, findings.taken_at));
                 advice.extend((!incomplete.is_empty()).then(|| ASK_AS_ROOT.to_owned()));
             }
             advice.extend(self.refused_lately(target, findings.taken_at));
@@ -173,6 +177,7 @@ impl Engine {
             job: self.job(job.as_ref(), step),
             shared_with: self.shared_with(entry),
             test: self.test(entry),
+            comeback: self.comeback(socket.key.cookie, step),
             verdict,
             reason,
             nat: None,
@@ -183,7 +188,7 @@ impl Engine {
     }
 
     /// A job as it is shown.
-    fn job(&self, key: Option<&JobKey>, step: SignedDuration) -> Option<Job> {
+    pub(super) fn job(&self, key: Option<&JobKey>, step: SignedDuration) -> Option<Job> {
         let mut job = self.jobs.shown(key?)?;
         job.started = job.started.map(|at| moved(at, step));
         job.ended = job.ended.map(|at| moved(at, step));
@@ -240,6 +245,27 @@ impl Engine {
     /// When it was bound, where that was told; a TCP socket that was not bound then, but began to listen, when it was seen to.
     fn since(&self, entry: &Entry) -> Option<Timestamp> {
         self.binds.get(entry.socket.key.cookie).map(|bound| bound.at).or(entry.since)
+    }
+
+    /// That it is a listener that had been lost.
+    fn comeback(&self, cookie: u64, step: SignedDuration) -> Option<Comeback> {
+        let mut back = self.holds.of_socket(cookie)?.comeback.clone()?;
+        (back.lost_at, back.since) = (moved(back.lost_at, step), moved(back.since, step));
+        Some(back)
+    }
+
+    /// That a listener was lost on a port that nobody has now, as a sentence.
+    fn lost_lately(&self, target: &Target, now: Timestamp) -> Option<String> {
+        let (hold, times) = self.holds.lost(target, now)?;
+        let (until, how) = (hold.until?, ending::words(hold)?);
+        let comm = hold.holder.as_ref().and_then(|holder| holder.comm.as_deref()).unwrap_or("a process");
+        let often =
+            if times > 1 { format!(" It has happened {times} times in ten minutes.") } else { String::new() };
+        let ago = span(now.duration_since(until));
+        Some(format!(
+            "{comm} listened on {}/{} until {ago} ago, and lost it: {how}.{often}",
+            hold.port, hold.protocol
+        ))
     }
 
     /// The process that bound it, alive or not.

@@ -149,6 +149,16 @@ impl BindTable {
         self.binds.get(&cookie).filter(|bound| bound.until.is_none())
     }
 
+    /// The last bind of a socket, be it open or closed since.
+    pub(super) fn bound_of(&self, cookie: u64) -> Option<&Bound> {
+        self.binds.get(&cookie)
+    }
+
+    /// Whether a socket was told to be closed.
+    pub(super) fn is_closed(&self, cookie: u64) -> bool {
+        self.binds.get(&cookie).is_some_and(|bound| bound.until.is_some())
+    }
+
     /// Whether the bind of this moment succeeded, be its socket open or closed since.
     pub(super) fn succeeded(&self, cookie: u64, at: Timestamp) -> bool {
         self.binds.get(&cookie).is_some_and(|bound| bound.at == at)

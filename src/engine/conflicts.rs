@@ -1,6 +1,6 @@
 //! Refused binds: noted from the kernel's events, folded where they repeat, explained by a look at the port.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
@@ -12,7 +12,7 @@ use crate::judge::leak::span;
 use crate::judge::overlap::{self, Place, Standing};
 use crate::kernel::look::{Findings, Plan, WhenFree};
 use crate::model::answer::SCHEMA;
-use crate::model::bind::{BindEvent, Outcome};
+use crate::model::bind::{BindEvent, CloseEvent, Outcome};
 use crate::model::claim::{Claim, Owner, OwnerType, SocketRef, Verdict};
 use crate::model::conflict::{Call, Cause, Conflict, Conflicts, Loser};
 use crate::model::job::{JobKey, Test};
@@ -71,6 +71,8 @@ pub(super) struct ConflictTable {
     folded: HashMap<FoldKey, u64>,
     waiting: VecDeque<u64>,
     last_id: u64,
+    /// Explained ones that have yet to be remembered as they are now.
+    untold: BTreeSet<u64>,
 }
 
 impl ConflictTable {
@@ -98,6 +100,7 @@ impl ConflictTable {
                     return None;
                 }
                 (conflict.last_at, conflict.attempts) = (at, conflict.attempts + 1);
+                self.untold.insert(*id);
                 Some(Some((conflict.protocol, conflict.cause)))
             }
         }
@@ -162,12 +165,13 @@ impl Engine {
     pub fn bind_event(&mut self, event: BindEvent) -> bool {
         let at = self.clock.at_monotonic(event.bind.at);
         let call = match event.outcome {
-            Outcome::Bound { until } => {
+            Outcome::Bound { until, listened } => {
                 let by = self.processes.binder(event.bind.pid);
                 self.binds.bound(event.cookie, event.netns, &event.bind, at, by);
                 if let Some(until) = until {
                     self.binds.closed(event.cookie, self.clock.at_monotonic(until));
                 }
+                self.hold_bound(event.cookie, listened);
                 return false;
             }
             Outcome::Refused { .. } => Call::Bind,
@@ -222,8 +226,10 @@ impl Engine {
     }
 
     /// A socket was closed.
-    pub fn close_event(&mut self, cookie: u64, at: Timestamp) {
-        self.binds.closed(cookie, at);
+    pub fn close_event(&mut self, event: &CloseEvent) {
+        let at = self.clock.at_monotonic(event.at);
+        self.binds.closed(event.cookie, at);
+        self.hold_closed(event.cookie, at, event.pid, event.listened);
     }
 
     /// The next refusal that a look has to explain, with that look.
@@ -277,10 +283,11 @@ impl Engine {
         }
         let finding = self.finding(&pending, &blockers);
         self.counters.conflicted(pending.event.bind.protocol, finding.cause, pending.attempts);
-        let conflict = self.conflict(&pending, blockers, finding, findings);
+        let conflict = Conflict { id, ..self.conflict(&pending, blockers, finding, findings) };
         self.notices.push(Notice::Conflict(Box::new(conflict.clone())));
         self.conflicts.folded.insert(pending.fold.clone(), id);
         self.conflicts.records.insert(id, Record::Explained(Box::new(conflict), pending.fold));
+        self.conflicts.untold.insert(id);
     }
 
     /// That binds of these ports were refused lately, as a sentence.
@@ -397,19 +404,9 @@ impl Engine {
 
     /// A socket that no look found, as a claim.
     fn gone(&self, bound: &Bound) -> Claim {
-        let process = self.processes.remembered(bound.by.pid, bound.by.start);
+        let by = &bound.by;
+        let holder = self.describe(by.pid, by.start, by.comm.clone(), by.ppid);
         let job = bound.by.job.as_ref().and_then(|key| self.jobs.shown(key));
-        let mut holder = Holder::unknown(bound.by.pid, 0);
-        holder.comm.clone_from(&bound.by.comm);
-        holder.ppid = bound.by.ppid;
-        holder.start_time = bound.by.start.and_then(|start| self.clock.at_ticks(start));
-        if let Some(process) = process {
-            holder.cmdline = Some(process.cmdline);
-            holder.uid = process.told.as_ref().map(|(_, uid)| *uid);
-            holder.exe = process.told.map(|(path, _)| path).filter(|path| path.starts_with('/'));
-            (holder.unit, holder.container, holder.ancestry) =
-                (process.unit, process.container, process.ancestry);
-        }
         Claim {
             kind: if bound.protocol == Protocol::Tcp { ClaimKind::Bound } else { ClaimKind::Listener },
             protocol: bound.protocol,
@@ -437,6 +434,7 @@ impl Engine {
             job,
             shared_with: Vec::new(),
             test: bound.by.test.as_ref().map(|test| Test::clone(test)),
+            comeback: None,
             verdict: Verdict::Unattributed,
             reason: match bound.until {
                 Some(_) => "it was closed before it could be looked at",
@@ -499,6 +497,7 @@ impl Engine {
         let mut loser = pending.loser.clone();
         loser.job = pending.job.as_ref().and_then(|key| self.jobs.shown(key));
         Conflict {
+            id: 0,
             at: pending.at,
             last_at: pending.last_at,
             call: pending.call,
@@ -516,6 +515,24 @@ impl Engine {
         }
     }
 
+    /// Numbers of conflicts begin after this one.
+    pub(super) fn conflicts_begin_after(&mut self, id: u64) {
+        self.conflicts.last_id = self.conflicts.last_id.max(id);
+    }
+
+    /// What is to be remembered of conflicts since the last call.
+    pub(super) fn conflict_records(
+        &mut self,
+        step: SignedDuration,
+    ) -> Vec<(crate::model::hold::Record, Option<JobKey>)> {
+        let ids = std::mem::take(&mut self.conflicts.untold);
+        let explained = ids.into_iter().filter_map(|id| match self.conflicts.records.get(&id)? {
+            Record::Explained(conflict, _) => Some(at_wall_clock(conflict, step)),
+            Record::Pending(_) => None,
+        });
+        explained.map(|conflict| (crate::model::hold::Record::Conflict(conflict.into()), None)).collect()
+    }
+
     /// The conflicts that were seen since a moment, on the wall clock.
     pub fn conflicts(&self, since: Option<Timestamp>, now: Timestamp) -> Conflicts {
         let step = self.clock.step();
@@ -525,17 +542,14 @@ impl Engine {
             Record::Pending(_) => None,
         });
         let conflicts = explained
-            .map(|conflict| {
-                let mut conflict = (**conflict).clone();
-                (conflict.at, conflict.last_at) = (moved(conflict.at), moved(conflict.last_at));
-                conflict
-            })
+            .map(|conflict| at_wall_clock(conflict, step))
             .filter(|conflict| since.is_none_or(|since| conflict.last_at >= since))
             .collect();
         Conflicts {
             schema: SCHEMA,
             as_of: moved(now),
             watched_since: None,
+            remembered_since: None,
             incomplete: Vec::new(),
             pending: self
                 .conflicts
@@ -546,6 +560,11 @@ impl Engine {
             conflicts,
         }
     }
+}
+
+fn at_wall_clock(conflict: &Conflict, step: SignedDuration) -> Conflict {
+    let moved = |at: Timestamp| at.checked_add(step).unwrap_or(at);
+    Conflict { at: moved(conflict.at), last_at: moved(conflict.last_at), ..conflict.clone() }
 }
 
 fn cookie(claim: &Claim) -> Option<u64> {

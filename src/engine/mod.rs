@@ -8,8 +8,10 @@ mod answer;
 mod binds;
 mod conflicts;
 mod declare;
+mod ends;
 mod gaps;
 mod graves;
+mod holds;
 mod jobs;
 mod nat;
 pub mod oneshot;
@@ -21,6 +23,7 @@ mod verdicts;
 
 pub use answer::Unanswerable;
 pub use declare::Asker;
+pub use holds::{KeptHold, Records};
 pub use jobs::{KeptJob, Refused};
 pub use question::{Question, Topic};
 pub use verdicts::{Leak, Notice, Sharing};
@@ -32,7 +35,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use binds::BindTable;
 use conflicts::ConflictTable;
+use ends::Ends;
 use gaps::Gaps;
+use holds::HoldTable;
 use jobs::{JobChange, JobTable};
 use nat::NatTable;
 use ports::PortTable;
@@ -50,7 +55,7 @@ use crate::kernel::proc_events::ProcessEvent;
 use crate::kernel::process::Glance;
 use crate::kernel::sock_diag::Depth;
 use crate::model::job::JobFacts;
-use crate::model::process::{Process, ProcessId};
+use crate::model::process::{Exit, Process, ProcessId};
 use crate::model::socket::SocketKey;
 
 /// The parent of the kernel's threads has this pid on every Linux.
@@ -95,6 +100,10 @@ pub struct Engine {
     verdict_until: Option<Timestamp>,
     binds: BindTable,
     conflicts: ConflictTable,
+    ends: Ends,
+    holds: HoldTable,
+    /// What is to be remembered, beside the holds.
+    records: Records,
     shared: BTreeMap<Group, Sharing>,
     /// The kernel's own choice of ports, where it could be read.
     ephemeral: Option<(u16, u16)>,
@@ -122,6 +131,9 @@ impl Engine {
             verdict_until: None,
             binds: BindTable::default(),
             conflicts: ConflictTable::default(),
+            ends: Ends::default(),
+            holds: HoldTable::default(),
+            records: Records::default(),
             shared: BTreeMap::new(),
             ephemeral: None,
             counters: status::Counters::default(),
@@ -167,12 +179,14 @@ impl Engine {
     pub fn event(&mut self, event: ProcessEvent, read: Option<Process>, now: Timestamp) -> bool {
         match event {
             ProcessEvent::Forked { parent, child } => {
+                self.ends.began(child);
                 self.processes.forked(parent, child, now);
                 self.ports.forked(parent, child, now);
                 parent != KTHREADD
             }
             ProcessEvent::Execed { pid } => {
                 self.ports.unsettle(pid, now);
+                self.holds.forget_process(pid);
                 match read {
                     Some(process) => self.meet(process, now),
                     None => self.processes.unread_exec(pid, now),
@@ -181,14 +195,20 @@ impl Engine {
             }
             ProcessEvent::Renamed { pid, comm } => {
                 self.processes.renamed(pid, comm);
+                self.holds.forget_process(pid);
                 false
             }
-            ProcessEvent::Exited { pid } => {
+            ProcessEvent::Exited { pid, exit } => {
+                self.ended(pid, exit, now);
                 self.processes.exited(pid, now);
                 let change = self.jobs.exited(pid, now);
                 let matters = self.ports.unsettle(pid, now) || !change.is_empty();
                 self.note_jobs(change);
                 matters
+            }
+            ProcessEvent::OomKilled { pid } => {
+                self.ends.chosen(pid, now);
+                false
             }
             ProcessEvent::ThreadExited { .. } | ProcessEvent::Fence { .. } => false,
         }
@@ -211,6 +231,7 @@ impl Engine {
         let is_gone = |pid: &u32| !list.alive.contains(pid) && !self.processes.is_newer(*pid, list.taken_at);
         gone.extend(self.jobs.all_anchors().into_iter().filter(is_gone));
         for pid in gone {
+            self.ended(pid, None, now);
             self.ports.unsettle(pid, now);
             let change = self.jobs.exited(pid, now);
             self.note_jobs(change);
@@ -253,6 +274,12 @@ impl Engine {
         let watching = self.watching == Watching::Continuously;
         let changes = self.jobs.decide_unanchored(&self.processes, all_seen_at, watching, now);
         self.note_jobs(changes);
+    }
+
+    /// A process ended, and how, where that was told.
+    fn ended(&mut self, pid: u32, exit: Option<Exit>, now: Timestamp) {
+        self.ends.ended(pid, exit, now);
+        self.holds.forget_process(pid);
     }
 
     fn meet(&mut self, process: Process, now: Timestamp) {
@@ -299,6 +326,7 @@ impl Engine {
             if let Some(job) = self.jobs.shown(&change.key) {
                 self.notices.push(Notice::Job(change.state, Box::new(job)));
             }
+            self.records.records.extend(self.job_record(&change.key, self.clock.step()));
         }
     }
 

@@ -8,6 +8,7 @@ use crate::kernel::descriptors::Descriptor;
 use crate::kernel::look::{Findings, NetnsFound};
 use crate::kernel::sock_diag::{Depth, DiagQuery};
 use crate::model::claim::Verdict;
+use crate::model::job::JobKey;
 use crate::model::netns::{Netns, NetnsKey};
 use crate::model::socket::{ClaimKind, Protocol, Socket, SocketKey};
 
@@ -22,8 +23,9 @@ pub(super) struct Entry {
     pub(super) holders: Vec<Descriptor>,
     /// Whether `holders` was found by reading, and nothing happened since that could change it.
     pub(super) settled: bool,
-    /// The verdict at the last judgement.
+    /// The verdict at the last judgement, and the job it was about.
     pub(super) verdict: Option<Verdict>,
+    pub(super) job: Option<JobKey>,
     /// The newest look that saw it: an older one says nothing against it.
     seen_at: Timestamp,
     /// The newest event that may have changed its holders: an older look does not know of it.
@@ -169,6 +171,7 @@ impl PortTable {
                     holders: Vec::new(),
                     settled: false,
                     verdict: None,
+                    job: None,
                     seen_at: at,
                     touched_at: Timestamp::MIN,
                 };
@@ -218,10 +221,10 @@ impl PortTable {
     }
 
     /// Notes what was judged.
-    pub(super) fn set_verdicts(&mut self, verdicts: Vec<(SocketKey, Verdict)>) {
-        for (key, verdict) in verdicts {
+    pub(super) fn set_verdicts(&mut self, verdicts: Vec<(SocketKey, Verdict, Option<JobKey>)>) {
+        for (key, verdict, job) in verdicts {
             if let Some(entry) = self.entries.get_mut(&key) {
-                entry.verdict = Some(verdict);
+                (entry.verdict, entry.job) = (Some(verdict), job);
             }
         }
     }
@@ -341,6 +344,7 @@ pub(crate) mod fixtures {
             netns_mounts: None,
             processes: Vec::new(),
             described: HashMap::new(),
+            oom_kills: HashMap::new(),
             also: HashMap::new(),
             containers: Vec::new(),
             places: Vec::new(),

@@ -84,21 +84,27 @@ impl Engine {
     pub fn plan(&mut self, depth: Depth, everywhere: Everywhere, threads: usize) -> Plan {
         let first = self.processes.take_recent();
         // Reading everywhere also finds who was handed a socket that seemed settled.
-        let known = |entry: &&Entry| entry.settled && everywhere != Everywhere::Always;
+        // Whoever holds a port is described once, for the history; that needs to be read again.
+        let undescribed = self.undescribed_holds();
+        let is_settled = |entry: &Entry| entry.settled && !undescribed.contains(&entry.socket.key);
+        let known = |entry: &&Entry| is_settled(entry) && everywhere != Everywhere::Always;
         let settled = self.ports.entries().filter(known).map(|entry| entry.socket.key).collect();
         let search = Search {
             settled,
-            candidates: self.candidates(|entry| !entry.settled),
+            candidates: self.candidates(|entry| !is_settled(entry)),
             first,
             everywhere,
             when_free: WhenFree::Say,
             connections: false,
             threads,
         };
+        let describe = Describe::Only(undescribed);
         let inhabitants = Some(self.processes.inhabitants());
+        let oom_in = self.oom_in();
         Plan {
             inhabitants,
-            ..self.plan_with(DiagQuery { ports: None, depth }, None, search, Describe::Nobody)
+            oom_in,
+            ..self.plan_with(DiagQuery { ports: None, depth }, None, search, describe)
         }
     }
 

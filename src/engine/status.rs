@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Engine, Leak};
 use crate::model::conflict::Cause;
+use crate::model::hold::End;
 use crate::model::job::JobState;
 use crate::model::socket::{ClaimKind, Protocol};
 
@@ -15,6 +16,8 @@ pub struct Counters {
     pub leaks: BTreeMap<String, u64>,
     /// Failed attributions by reason.
     pub attribution_failures: BTreeMap<&'static str, u64>,
+    /// Listeners that were lost, by how.
+    pub lost_listeners: BTreeMap<&'static str, u64>,
     /// Refused binds, each attempt.
     pub conflicts: BTreeMap<(Protocol, Cause), u64>,
 }
@@ -23,6 +26,10 @@ impl Counters {
     pub(super) fn leaked(&mut self, leak: &Leak) {
         let ci = leak.job.as_ref().map(|job| job.ci.clone()).unwrap_or_default();
         *self.leaks.entry(ci).or_insert(0) += 1;
+    }
+
+    pub(super) fn lost_listener(&mut self, end: End) {
+        *self.lost_listeners.entry(end.as_str()).or_insert(0) += 1;
     }
 
     pub(super) fn conflicted(&mut self, protocol: Protocol, cause: Cause, attempts: u64) {

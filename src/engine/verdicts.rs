@@ -79,7 +79,8 @@ impl Engine {
                 let leak = self.leaks.get(&key).cloned().unwrap_or_else(|| self.leak(entry, &judgement));
                 leaks.insert(key, Leak { reason: judgement.reason, ..leak });
             }
-            verdicts.push((key, if unsure { Verdict::Grace } else { judgement.verdict }));
+            let verdict = if unsure { Verdict::Grace } else { judgement.verdict };
+            verdicts.push((key, verdict, judgement.job));
         }
         self.ports.set_verdicts(verdicts);
         for (key, leak) in &leaks {

@@ -76,7 +76,8 @@ impl BootClock {
     /// A moment on the monotonic clock, on the steady line. Of a host that was suspended since, it comes out too late by that.
     /// The same moment gives the same answer, so that what was told in order stays in order.
     pub fn at_monotonic(&self, at: Duration) -> Timestamp {
-        self.booted.checked_add(at + suspended()).unwrap_or(self.booted)
+        let at = self.booted.checked_add(at + suspended()).unwrap_or(self.booted);
+        Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at)
     }
 
     /// Time since boot in the ticks of /proc.

@@ -17,7 +17,7 @@ use super::nat::Makers;
 use super::netns::{self, Inhabitants, NetnsEntry};
 use super::process::{self, Glance, Reader};
 use super::sock_diag::{self, Depth, DiagQuery};
-use super::{Gap, Unreadable, containers, links, probe, surroundings};
+use super::{Gap, Unreadable, containers, links, oom, probe, surroundings};
 use crate::model::container::{Container, Place, Proxy};
 use crate::model::nat::Table;
 use crate::model::netns::{Netns, NetnsKey, NetnsSelector};
@@ -128,6 +128,8 @@ pub struct Plan {
     pub nat: bool,
     /// Whether to look which containers are behind rules and proxies.
     pub owners: bool,
+    /// Control groups whose kills by the OOM killer are to be counted.
+    pub oom_in: Vec<String>,
     /// Whether to ask for what else a bind depends on: the options of sockets, and the surroundings of their namespaces.
     pub for_bind: bool,
 }
@@ -147,6 +149,7 @@ impl Plan {
             also: Vec::new(),
             nat: false,
             owners: false,
+            oom_in: Vec::new(),
             for_bind: false,
         }
     }
@@ -203,6 +206,8 @@ pub struct Findings {
     pub processes: Vec<Process>,
     /// Holders, described for people, where that was asked for.
     pub described: HashMap<Descriptor, Holder>,
+    /// Kills by the OOM killer so far, in the control groups that were asked for.
+    pub oom_kills: HashMap<String, u64>,
     /// The processes that were to be described beside them.
     pub also: HashMap<u32, Holder>,
     /// Containers as their engines list them, where a claim leads to one.
@@ -561,6 +566,12 @@ impl Look<'_> {
             processes: found.met.iter().filter_map(|pid| reader.read(*pid).ok()).collect(),
             holders: found.by_socket,
             described,
+            oom_kills: self
+                .plan
+                .oom_in
+                .iter()
+                .filter_map(|path| Some((path.clone(), oom::kills(path)?)))
+                .collect(),
             also: self.plan.also.iter().map(|pid| (*pid, reader.describe(*pid, 0))).collect(),
             containers,
             places,

@@ -19,6 +19,7 @@ pub mod mounts;
 pub mod nat;
 pub mod netlink;
 pub mod netns;
+pub mod oom;
 pub mod pidfd;
 pub mod probe;
 pub mod proc_events;

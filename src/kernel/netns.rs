@@ -51,6 +51,17 @@ pub fn in_first_pid_namespace() -> bool {
     fs::metadata("/proc/self/ns/pid").map_or(true, |meta| meta.ino() == FIRST_PID_NAMESPACE)
 }
 
+/// Inode of the namespace that `ip netns` gave this name.
+pub fn of_name(name: &str) -> Option<u64> {
+    if name == OWN_NAME {
+        return own().ok().map(|own| own.inode);
+    }
+    // A name is no path.
+    let file =
+        (!name.contains('/')).then(|| std::fs::metadata(Path::new("/run/netns").join(name)).ok())??;
+    Some(std::os::unix::fs::MetadataExt::ino(&file))
+}
+
 /// Inode of the namespace a process lives in. Where its link is closed to this user, the files below its `net` directory
 /// still tell whether it is this program's own: they are one and the same for all processes of a namespace.
 pub fn of_process(pid: u32) -> Result<u64, Unreadable> {

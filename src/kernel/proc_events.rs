@@ -14,6 +14,8 @@ use rustix::net::sockopt::{
     Timeout, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, set_socket_timeout,
 };
 
+use crate::model::process::Exit;
+
 /// `NETLINK_CONNECTOR` of linux/netlink.h.
 const NETLINK_CONNECTOR: isize = 11;
 /// `CN_IDX_PROC`, `CN_VAL_PROC` of linux/connector.h: the multicast group is the index.
@@ -64,6 +66,13 @@ pub enum ProcessEvent {
     },
     /// A process ended, or only its first thread did: the kernel tells both alike.
     Exited {
+        /// The process.
+        pid: u32,
+        /// How, where that was told.
+        exit: Option<Exit>,
+    },
+    /// The OOM killer has chosen a process, which will end. BPF alone tells it.
+    OomKilled {
         /// The process.
         pid: u32,
     },
@@ -233,7 +242,7 @@ fn decode(event: &[u8]) -> Option<ProcessEvent> {
             renamed(pid, of_thread, String::from_utf8_lossy(name).into_owned())
         }
         EVENT_EXIT if of_thread => Some(ProcessEvent::ThreadExited { pid }),
-        EVENT_EXIT => Some(ProcessEvent::Exited { pid }),
+        EVENT_EXIT => Some(ProcessEvent::Exited { pid, exit: word(data, 8).map(Exit::of_status) }),
         EVENT_NONE => None,
         _ => None,
     }
@@ -276,8 +285,8 @@ mod tests {
         assert_eq!(decode_all(&fork), [ProcessEvent::Forked { parent: 10, child: 20 }]);
         assert_eq!(decode_all(&event(EVENT_FORK, &[10, 10, 21, 10, 0, 0])), []);
         assert_eq!(
-            decode_all(&event(EVENT_EXIT, &[20, 20, 0, 17, 0, 0])),
-            [ProcessEvent::Exited { pid: 20 }]
+            decode_all(&event(EVENT_EXIT, &[20, 20, 9, 17, 0, 0])),
+            [ProcessEvent::Exited { pid: 20, exit: Some(Exit { code: None, signal: Some(9) }) }]
         );
         assert_eq!(
             decode_all(&event(EVENT_EXIT, &[21, 10, 0, 17, 0, 0])),

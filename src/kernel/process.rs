@@ -139,7 +139,9 @@ impl Reader {
         holder.exe = dir.exe().ok().map(|path| path.to_string_lossy().into_owned());
         holder.cwd = dir.cwd().ok().map(|path| path.to_string_lossy().into_owned());
         holder.cmdline = read_file(&dir, "cmdline", CMDLINE_BYTES).ok().map(|bytes| split_cmdline(&bytes));
-        let cgroup = cgroup_of(&dir);
+        let text = cgroup_text(&dir).unwrap_or_default();
+        holder.cgroup = cgroup_path::memory(&text);
+        let cgroup = cgroup_path::from_proc(&text);
         holder.unit = cgroup.as_deref().and_then(cgroup_path::unit);
         holder.container = cgroup.as_deref().and_then(cgroup_path::container);
         holder
@@ -286,8 +288,12 @@ pub fn container(pid: u32) -> Option<String> {
 }
 
 fn cgroup_of(dir: &ProcDir) -> Option<String> {
+    cgroup_path::from_proc(&cgroup_text(dir)?)
+}
+
+fn cgroup_text(dir: &ProcDir) -> Option<String> {
     let text = read_file(dir, "cgroup", 64 * 1024).ok()?;
-    cgroup_path::from_proc(&String::from_utf8_lossy(&text))
+    Some(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Arguments are ended by NUL; empty ones count, and bytes that are not UTF-8 are replaced visibly.

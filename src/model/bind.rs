@@ -57,6 +57,8 @@ pub enum Outcome {
     Bound {
         /// When it was closed.
         until: Option<Duration>,
+        /// Whether it was a TCP listener when it was closed.
+        listened: bool,
     },
     /// It was refused; errno where the kernel told it. `proven` says that it has come to its end: else the socket has to be
     /// looked for, since it may be bound a moment later.
@@ -98,4 +100,6 @@ pub struct CloseEvent {
     pub cookie: u64,
     /// Process that closed it last.
     pub pid: u32,
+    /// Whether it was a TCP listener then.
+    pub listened: bool,
 }

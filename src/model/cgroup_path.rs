@@ -36,6 +36,22 @@ pub fn pod(path: &str) -> Option<String> {
     })
 }
 
+/// Picks the path that limits memory: that of v1's controller where it has it, else v2's.
+pub fn memory(text: &str) -> Option<String> {
+    let mut unified = None;
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        if controllers.split(',').any(|name| name == "memory") {
+            return Some(path.to_owned());
+        }
+        if controllers.is_empty() {
+            unified = Some(path.to_owned());
+        }
+    }
+    unified
+}
+
 /// Picks from `/proc/PID/cgroup` (cgroups(7)) the path that says most: v2, then systemd's own hierarchy, then any v1
 /// hierarchy that names a container; `/` where none says more.
 pub fn from_proc(text: &str) -> Option<String> {
@@ -60,6 +76,14 @@ pub fn from_proc(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_limited_where_its_controller_is() {
+        let hybrid = "5:cpu,memory:/docker/c0ffee\n1:name=systemd:/x\n0::/y";
+        assert_eq!(memory(hybrid).as_deref(), Some("/docker/c0ffee"));
+        assert_eq!(memory("0::/system.slice/x.service").as_deref(), Some("/system.slice/x.service"));
+        assert_eq!(memory("1:name=systemd:/x"), None);
+    }
 
     const ID: &str = "4f1c9e0b7a6d5c4b3a29181706f5e4d3c2b1a0998877665544332211aabbccdd";
 

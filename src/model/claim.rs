@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::hold::Comeback;
 use super::job::{Job, Test};
 use super::netns::Netns;
 use super::process::Holder;
@@ -252,6 +253,9 @@ pub struct Claim {
     pub shared_with: Vec<Job>,
     /// The test it belongs to.
     pub test: Option<Test>,
+    /// Where it is a listener that had been lost.
+    #[serde(default)]
+    pub comeback: Option<Comeback>,
     /// Verdict.
     pub verdict: Verdict,
     /// Why that verdict.
@@ -292,6 +296,7 @@ impl Claim {
             job: None,
             shared_with: Vec::new(),
             test: None,
+            comeback: None,
             verdict: Verdict::Unattributed,
             reason,
             nat: None,
@@ -338,6 +343,7 @@ pub(crate) mod fixtures {
                 cwd: Some("/home/runner/gateway".to_owned()),
                 unit: Some("actions.runner.service".to_owned()),
                 container: None,
+                cgroup: None,
                 ancestry: vec![
                     Ancestor { pid: 4100, comm: "go\nfake line".to_owned() },
                     Ancestor { pid: 1, comm: "systemd".to_owned() },
@@ -357,6 +363,7 @@ pub(crate) mod fixtures {
             }),
             shared_with: Vec::new(),
             test: None,
+            comeback: None,
             verdict: Verdict::Leaked,
             reason: "job ended 8m31s ago (grace 30s)".to_owned(),
             nat: None,

@@ -121,6 +121,9 @@ pub struct Loser {
 /// A refused bind. Repeated ones by the same loser against the same blockers are one, with a count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
+    /// Number of it. No two conflicts of one history have the same.
+    #[serde(default)]
+    pub id: u64,
     /// When it was refused first.
     pub at: Timestamp,
     /// And last.
@@ -160,6 +163,9 @@ pub struct Conflicts {
     pub as_of: Timestamp,
     /// Since when failed binds have been seen: the start of the agent.
     pub watched_since: Option<Timestamp>,
+    /// The oldest moment that the history remembers; null where none is kept.
+    #[serde(default)]
+    pub remembered_since: Option<Timestamp>,
     /// What could not be seen, in sentences.
     pub incomplete: Vec<String>,
     /// How many more are being looked at.

@@ -80,6 +80,38 @@ pub struct Process {
     pub variables_readable: bool,
 }
 
+/// How a process ended: by itself with a code, or by a signal (wait(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Its own exit code.
+    pub code: Option<u8>,
+    /// The signal that ended it.
+    pub signal: Option<u8>,
+}
+
+impl Exit {
+    /// Signals by which people and services ask a process to end: SIGHUP, SIGINT, SIGTERM of signal(7).
+    const REQUESTS: [u8; 3] = [1, 2, 15];
+    /// SIGKILL.
+    pub const KILL: u8 = 9;
+
+    /// From a status as wait(2) tells it: the signal is in the lowest seven bits, the code in the byte above.
+    pub const fn of_status(status: u32) -> Self {
+        let [low, code, ..] = status.to_le_bytes();
+        match low & 0x7f {
+            0 => Exit { code: Some(code), signal: None },
+            signal => Exit { code: None, signal: Some(signal) },
+        }
+    }
+
+    /// Whether it ended well, or as it was asked to. Shells and container engines tell a signal as 128 and its number.
+    pub fn is_regular(self) -> bool {
+        let asked = |signal: u8| Self::REQUESTS.contains(&signal);
+        let by_code = |code: u8| code == 0 || code.checked_sub(128).is_some_and(asked);
+        self.code.is_some_and(by_code) || self.signal.is_some_and(asked)
+    }
+}
+
 /// One step of an ancestry: the parent, its parent, up to pid 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ancestor {
@@ -116,6 +148,9 @@ pub struct Holder {
     pub unit: Option<String>,
     /// Container id, from the cgroup path.
     pub container: Option<String>,
+    /// The control group that limits its memory.
+    #[serde(default)]
+    pub cgroup: Option<String>,
     /// Parent, grandparent, up to pid 1.
     pub ancestry: Vec<Ancestor>,
 }
@@ -136,6 +171,7 @@ impl Holder {
             cwd: None,
             unit: None,
             container: None,
+            cgroup: None,
             ancestry: Vec::new(),
         }
     }
@@ -166,6 +202,18 @@ pub(crate) mod fixtures {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_is_a_code_or_a_signal() {
+        let exit = Exit::of_status;
+        assert_eq!(exit(0), Exit { code: Some(0), signal: None });
+        assert_eq!(exit(3 << 8), Exit { code: Some(3), signal: None });
+        assert_eq!(exit(9), Exit { code: None, signal: Some(9) });
+        assert_eq!(exit(11 | 0x80), Exit { code: None, signal: Some(11) }, "with a core dump");
+        let regular = |status| exit(status).is_regular();
+        assert!(regular(0) && regular(15) && regular(143 << 8) && regular(130 << 8));
+        assert!(!regular(9) && !regular(1 << 8) && !regular(137 << 8) && !regular(11));
+    }
 
     #[test]
     fn only_wanted_variables_are_kept() {

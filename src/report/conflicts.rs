@@ -14,14 +14,17 @@ use crate::model::escape::Escaped;
 pub fn conflicts(answer: &Conflicts, since: Option<Timestamp>, zone: &TimeZone) -> String {
     let mut text = String::new();
     for conflict in &answer.conflicts {
-        tell(&mut text, conflict, answer, zone);
+        tell(&mut text, conflict, answer.as_of, zone);
     }
     if answer.conflicts.is_empty() {
         text += "No bind has failed since ";
-        text += &match (since, answer.watched_since) {
+        let watched = [answer.remembered_since, answer.watched_since].into_iter().flatten().min();
+        text += &match (since, watched) {
             (Some(since), Some(started)) if since > started => words::moment(since, answer.as_of, zone),
             (_, Some(started)) => {
-                format!("the daemon started, {}", words::moment(started, answer.as_of, zone))
+                let what =
+                    if answer.watched_since == watched { "the daemon started" } else { "the history begins" };
+                format!("{what}, {}", words::moment(started, answer.as_of, zone))
             }
             (_, None) => "then".to_owned(),
         };
@@ -38,8 +41,7 @@ fn line(text: &mut String, words: std::fmt::Arguments<'_>) {
     let _ = writeln!(text, "{words}");
 }
 
-fn tell(text: &mut String, conflict: &Conflict, answer: &Conflicts, zone: &TimeZone) {
-    let now = answer.as_of;
+pub(super) fn tell(text: &mut String, conflict: &Conflict, now: Timestamp, zone: &TimeZone) {
     let place = words::address(conflict.address, conflict.port);
     let errno = match (&conflict.errno, conflict.errno_known) {
         (Some(errno), true) => format!(" ({})", Escaped(errno)),
@@ -125,9 +127,11 @@ mod tests {
             schema: 1,
             as_of: "2026-11-21T14:10:00Z".parse().unwrap(),
             watched_since: Some("2026-11-21T08:00:00Z".parse().unwrap()),
+            remembered_since: None,
             pending: 0,
             incomplete: Vec::new(),
             conflicts: vec![Conflict {
+                id: 1,
                 at: "2026-11-21T14:03:07.1Z".parse().unwrap(),
                 last_at: "2026-11-21T14:03:17Z".parse().unwrap(),
                 call: Call::Bind,

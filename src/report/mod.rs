@@ -4,7 +4,9 @@
 
 mod can_bind;
 mod conflicts;
+mod evidence;
 mod findings;
+mod history;
 mod job;
 mod reap;
 mod run;
@@ -18,7 +20,9 @@ use serde::Serialize;
 
 pub use can_bind::can_bind;
 pub use conflicts::conflicts;
+pub use evidence::{evidence, evidence_html};
 pub use findings::{Check, checks};
+pub use history::history;
 pub use job::{annotations, ended, jobs, started, summary};
 pub use reap::reap;
 pub use run::run;
@@ -32,6 +36,13 @@ pub fn print(text: &str) -> io::Result<()> {
     let mut out = anstream::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
+}
+
+/// Prints one JSON document to standard output, in one line.
+pub fn print_json_line(document: &impl Serialize) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(document)?;
+    bytes.push(b'\n');
+    print_bytes(&bytes)
 }
 
 /// Prints bytes to standard output as they are: completions, manual pages.

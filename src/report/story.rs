@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::words;
+use crate::judge::ending;
 use crate::model::answer::{Answer, AnswerSource};
 use crate::model::claim::{Claim, Nat, Owner, OwnerType, Verdict};
 use crate::model::escape::Escaped;
@@ -203,6 +204,9 @@ pub(super) fn tell(text: &mut String, claim: &Claim, how: &Told<'_>) {
             fact(text, "held", "since before the daemon started");
         }
         _ => {}
+    }
+    if let Some(back) = &claim.comeback {
+        fact(text, "back", &Escaped(&ending::comeback(back)).to_string());
     }
     if claim.reuseport == Some(true) {
         fact(

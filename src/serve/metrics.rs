@@ -15,9 +15,11 @@ use crate::alert::{Alerts, Counts};
 use crate::engine::agent::Agent;
 use crate::engine::status::Status;
 use crate::engine::{self, Leak};
+use crate::history::{Recorder, Standing};
 use crate::kernel::process::Usage;
 use crate::model::conflict::Cause;
 use crate::model::escape::Escaped;
+use crate::model::hold::End;
 use crate::model::socket::Protocol;
 
 /// What the routes need.
@@ -28,6 +30,7 @@ pub struct Exporter {
     /// Cap of `sniffer_leaked_listener_info`.
     pub max_series: usize,
     alerts: Alerts,
+    recorder: Option<Recorder>,
     /// Taken once: reckoned again, it would differ by a hair, which reads like a restart.
     started: Option<f64>,
     dropped: Arc<AtomicU64>,
@@ -35,9 +38,9 @@ pub struct Exporter {
 
 impl Exporter {
     /// An exporter of this agent's status.
-    pub fn new(agent: Agent, alerts: Alerts, max_series: usize) -> Self {
+    pub fn new(agent: Agent, alerts: Alerts, recorder: Option<Recorder>, max_series: usize) -> Self {
         let started = Usage::read().ok().map(|usage| usage.start_seconds);
-        Exporter { agent, max_series, alerts, started, dropped: Arc::default() }
+        Exporter { agent, max_series, alerts, recorder, started, dropped: Arc::default() }
     }
 }
 
@@ -57,7 +60,9 @@ async fn metrics(State(exporter): State<Exporter>) -> Response {
     let usage = usage.map(|usage| Usage { start_seconds: started.unwrap_or(usage.start_seconds), ..usage });
     let over = status.leaks.len().saturating_sub(exporter.max_series) as u64;
     let dropped = exporter.dropped.fetch_add(over, Ordering::Relaxed) + over;
-    match exposition(&status, &exporter.alerts.counts(), usage.as_ref(), exporter.max_series, dropped) {
+    let history = exporter.recorder.as_ref().map(Recorder::standing);
+    let counts = exporter.alerts.counts();
+    match exposition(&status, &counts, history.as_ref(), usage.as_ref(), (exporter.max_series, dropped)) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -73,19 +78,23 @@ async fn ready(State(exporter): State<Exporter>) -> Response {
             text += &format!("degraded: {name}: {}\n", source.why.as_deref().unwrap_or("not tried yet"));
         }
     }
+    if let Some(why) = exporter.recorder.as_ref().and_then(|recorder| recorder.standing().why) {
+        text += &format!("degraded: history: {why}\n");
+    }
     for gap in &status.incomplete {
         text += &format!("incomplete: {gap}\n");
     }
     (if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text).into_response()
 }
 
-/// The exposition of a status; `dropped` series were left out since the start, this time included.
+/// The exposition of a status; so many series at the most are of leaked listeners, and so many were left out since the start, this
+/// time included.
 pub fn exposition(
     status: &Status,
     alerts: &Counts,
+    history: Option<&Standing>,
     usage: Option<&Usage>,
-    max_series: usize,
-    dropped: u64,
+    (max_series, dropped): (usize, u64),
 ) -> prometheus::Result<String> {
     let page = Page(Registry::new());
     page.about()?;
@@ -95,6 +104,9 @@ pub fn exposition(
     page.jobs(status)?;
     page.alerts(alerts)?;
     page.sources(status)?;
+    if let Some(history) = history {
+        page.history(history)?;
+    }
     if let Some(usage) = usage {
         page.process(usage)?;
     }
@@ -174,6 +186,13 @@ impl Page {
                 conflicts.with_label_values(&[protocol.as_str(), cause.as_str()]).inc_by(count);
             }
         }
+        let name = "sniffer_listeners_lost_total";
+        let help = "Listeners whose process crashed or was killed, or whose namespace went.";
+        let lost = self.counters(name, help, &["end"])?;
+        for end in [End::Exit, End::OomKilled, End::NetnsGone].map(End::as_str) {
+            let count = status.counters.lost_listeners.get(end).copied().unwrap_or(0);
+            lost.with_label_values(&[end]).inc_by(count);
+        }
         let shared =
             self.gauges("sniffer_shared_listeners", "Ports that several jobs share by SO_REUSEPORT.", &[])?;
         shared.with_label_values::<&str>(&[]).set(number(status.shared));
@@ -225,6 +244,21 @@ impl Page {
                 lost.with_label_values(&[name]).inc_by(source.lost);
             }
         }
+        Ok(())
+    }
+
+    fn history(&self, history: &Standing) -> prometheus::Result<()> {
+        let of = |name: &str, help: &str| self.gauges(name, help, &[]);
+        for (name, help, value) in [
+            ("sniffer_history_events", "Holds and refused binds that are remembered.", history.events),
+            ("sniffer_history_bytes", "Size of the history's file and its log.", history.bytes),
+            ("sniffer_history_up", "Whether the history is kept now.", history.why.is_none().into()),
+        ] {
+            of(name, help)?.with_label_values::<&str>(&[]).set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        let help = "Records that the history could not take: no room, or a file that cannot be written.";
+        let lost = self.counters("sniffer_history_lost_total", help, &[])?;
+        lost.with_label_values::<&str>(&[]).inc_by(history.lost);
         Ok(())
     }
 
@@ -320,7 +354,8 @@ mod tests {
             engine::agent::source::PROC,
             crate::engine::status::SourceStatus { up: true, why: None, took: None, events: 12, lost: 1 },
         );
-        let text = exposition(&status, &alerts, None, 200, 0).unwrap();
+        let history = Standing { why: None, events: 12, bytes: 4096, lost: 3 };
+        let text = exposition(&status, &alerts, Some(&history), None, (200, 0)).unwrap();
         assert!(!text.contains('\u{1b}'));
         insta::assert_snapshot!(text);
     }
@@ -328,7 +363,7 @@ mod tests {
     #[test]
     fn the_family_with_port_labels_is_capped_and_says_so() {
         let status = Status { leaks: (1..=5).map(|port| leak(port, "x")).collect(), ..Status::default() };
-        let text = exposition(&status, &Counts::new(), None, 2, 3).unwrap();
+        let text = exposition(&status, &Counts::new(), None, None, (2, 3)).unwrap();
         assert_eq!(text.matches("sniffer_leaked_listener_info{").count(), 2);
         assert!(text.contains("sniffer_series_dropped_total{metric=\"sniffer_leaked_listener_info\"} 3"));
     }

@@ -22,6 +22,8 @@
 //! empty directory, for this process and its children), `unmount:PATH`, `put:FROM=TO` (the same for a directory),
 //! `lock-cgroup:PATH` (a program on bind4 that allows no other), `busy:N` (threads that use the processor).
 //!
+//! `put-into:PATH` joins the control group of that directory; `eat:PATH` does, and takes memory until its limit ends this process.
+//!
 //! Course: `clock` (says `at:NANOSECONDS`), `say` (prints the line already), `wait:PATH` (until it exists).
 //! Child: `env:NAME=VALUE` and `unset:NAME`, `setsid`, `next-pid:N`, `reap` (waits for its end; says `child:PID` and
 //! `status:CODE`), `exec` (become it). End: `leave` (exit after starting the child), `exit` (at once and without a word; the
@@ -61,6 +63,18 @@ use sockets::{Options, Protocol, Tried};
 
 /// Nobody waits longer for a file to appear.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Joins a control group.
+fn join(cgroup: &Path) {
+    std::fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+}
+
+/// Takes memory until that is refused, which ends this process.
+fn eat() {
+    const MIB: usize = 1 << 20;
+    let eaten: Vec<Vec<u8>> = (0..512).map(|_| vec![1; MIB]).collect();
+    panic!("{} MiB are not too much", eaten.len());
+}
 
 /// A descriptor that no process here has by itself.
 const OTHER_NUMBER: i32 = 50;
@@ -195,6 +209,11 @@ impl Holder {
                     .push(format!("at:{}", i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)));
             }
             "say" => self.say(),
+            "put-into" => join(Path::new(value)),
+            "eat" => {
+                join(Path::new(value));
+                eat();
+            }
             "wait" => wait_for(Path::new(value)),
             "env" => {
                 let (name, value) = value.split_once('=').expect("NAME=VALUE");

@@ -261,8 +261,9 @@ impl Daemon {
         let port = free_port();
         let metrics = format!("127.0.0.1:{port}");
         let config = format!(
-            "control.socket = \"{}\"\nmetrics.listen = \"{metrics}\"\nwatch.interval = \"200ms\"\nleak.grace = \"300ms\"\nhistory.path = \"\"\nagent.state = \"{}\"\n{more}\n",
+            "control.socket = \"{}\"\nmetrics.listen = \"{metrics}\"\nwatch.interval = \"200ms\"\nleak.grace = \"300ms\"\nhistory.path = \"{}\"\nagent.state = \"{}\"\n{more}\n",
             directory.path().join("s.sock").display(),
+            directory.path().join("history.db").display(),
             directory.path().join("state.json").display()
         );
         fs::write(directory.path().join("config.toml"), config).unwrap();
@@ -360,7 +361,7 @@ impl Daemon {
     /// Status and body of an HTTP request to the metrics address.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = std::net::TcpStream::connect(&self.metrics).ok()?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;
         let status = text.split(' ').nth(1)?.parse().ok()?;

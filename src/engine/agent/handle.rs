@@ -12,13 +12,16 @@ use super::fences::Fences;
 use super::pace::Pace;
 use super::{Declaration, Loop, Message, Outside, Peer, Watch};
 use crate::engine::status::Status;
-use crate::engine::{Engine, KeptJob, Policy, Question, Refused, Unanswerable};
+use crate::engine::{Engine, KeptHold, KeptJob, Policy, Question, Refused, Topic, Unanswerable};
 use crate::judge::leak::Watching;
 use crate::kernel::clock;
 use crate::kernel::process::{self, Reader};
 use crate::model::answer::Answer;
 use crate::model::conflict::Conflicts;
+use crate::model::hold::Hold;
 use crate::model::job::Job;
+use crate::model::netns::NetnsSelector;
+use crate::model::target::Target;
 
 /// Messages (batches of events among them) that may wait. Past it a source waits, and its kernel buffer fills and counts what it drops.
 const QUEUE: usize = 1024;
@@ -26,32 +29,49 @@ const QUEUE: usize = 1024;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 const STOPPING: Unanswerable = Unanswerable::NoAgent("it is stopping");
 
+/// What the agent before this one kept.
+#[derive(Debug, Clone)]
+pub struct Before {
+    /// Of jobs,
+    pub jobs: Vec<KeptJob>,
+    /// with the begin of its clock;
+    pub booted: Timestamp,
+    /// of holds that went on,
+    pub holds: Vec<KeptHold>,
+    /// when it was seen to live last, and the last number it gave.
+    pub alive_until: Timestamp,
+    /// That number.
+    pub last_id: u64,
+}
+
 /// The way to ask the agent and to tell it of a new policy. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Agent {
     messages: mpsc::Sender<Message>,
     status: watch::Receiver<Arc<Status>>,
     closes: watch::Receiver<u64>,
+    recorded: watch::Receiver<u64>,
     kept: watch::Receiver<Vec<KeptJob>>,
 }
 
 impl Agent {
     /// Starts the sources and the loop on the current runtime. The loop ends with the runtime; if it ends before, it failed.
-    /// `kept` is what the agent before this one kept of jobs, with the begin of its clock.
     pub fn start(
         policy: Policy,
         watch: Watch,
         reader: Arc<Reader>,
-        (kept, booted): (Vec<KeptJob>, Timestamp),
+        before: Before,
         outside: impl Outside,
     ) -> (Agent, JoinHandle<()>) {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (publish, status) = watch::channel(Arc::new(Status::default()));
         let (closed, closes) = watch::channel(0);
+        let (record, recorded) = watch::channel(0);
         let mut engine = Engine::new(policy, reader.clock, Watching::Continuously);
-        engine.restore(kept, booted, |pid| process::start(pid).ok());
+        engine.restore(before.jobs, before.booted, |pid| process::start(pid).ok());
+        engine.restore_holds(before.last_id, before.holds, before.alive_until);
         let (keep, kept) = watch::channel(engine.kept_jobs());
-        let agent = Agent { messages: messages.clone(), status, closes, kept };
+        let agent = Agent { messages: messages.clone(), status, closes, recorded, kept };
         let task = Loop {
             engine,
             reader,
@@ -59,6 +79,7 @@ impl Agent {
             messages,
             publish,
             closed,
+            recorded: record,
             keep,
             outside,
             sources: BTreeMap::new(),
@@ -92,6 +113,26 @@ impl Agent {
     /// The refused binds since a moment. Errors: the agent is busy or stopping.
     pub async fn conflicts(&self, since: Option<Timestamp>) -> Result<Conflicts, Unanswerable> {
         self.answered(|reply| Message::AskConflicts(since, reply)).await
+    }
+
+    /// Changes whenever something was recorded: how often that was.
+    pub fn recorded(&self) -> watch::Receiver<u64> {
+        self.recorded.clone()
+    }
+
+    /// Has what happened so far handed on to whoever remembers it: a look at this port comes after all events before it.
+    /// Errors: the agent is busy or stopping.
+    pub async fn record(&self, target: Target) -> Result<(), Unanswerable> {
+        let question =
+            Question { topic: Topic::Target(target), netns: Some(NetnsSelector::Name("host".to_owned())) };
+        // What it finds is not asked for.
+        let _ = self.ask(question).await;
+        self.answered(Message::Record).await
+    }
+
+    /// The holds that go on. Errors: the agent is busy or stopping.
+    pub async fn holds(&self) -> Result<Vec<Hold>, Unanswerable> {
+        self.answered(Message::AskHolds).await
     }
 
     /// The jobs that are known, the oldest first. Errors: the agent is busy or stopping.

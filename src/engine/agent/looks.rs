@@ -90,6 +90,7 @@ impl<O: Outside> Loop<O> {
         match purpose {
             Purpose::Interval(depth) => {
                 self.engine.judge(self.reader.clock.now());
+                self.engine.follow_holds(&findings);
                 if depth == Depth::Everything {
                     let rest = EVERYTHING_EVERY.max(cost.cpu * EVERYWHERE_REST);
                     self.pace.next_everything = Some(Instant::now() + rest);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use handle::Agent;
+pub use handle::{Agent, Before};
 
 use fences::{Fences, Parked};
 use pace::{Pace, START_UP, due};
@@ -22,7 +22,7 @@ use sources::Event;
 
 use super::answer::Unanswerable;
 use super::status::{SourceStatus, Status};
-use super::{Asker, Engine, KeptJob, Notice, Policy, Question, Refused};
+use super::{Asker, Engine, KeptJob, Notice, Policy, Question, Records, Refused};
 use crate::kernel::bpf::Hurry;
 use crate::kernel::look::{Findings, ProcessList};
 use crate::kernel::proc_events::ProcessEvent;
@@ -32,6 +32,7 @@ use crate::kernel::{Unreadable, clock, surroundings};
 use crate::model::answer::Answer;
 use crate::model::conflict::Conflicts;
 use crate::model::declared::{End, Start};
+use crate::model::hold::Hold;
 use crate::model::job::Job;
 
 /// What was noticed is told this often.
@@ -71,6 +72,9 @@ enum Message {
     Looked(u32, Result<Box<Findings>, Unreadable>, Cost, Purpose),
     Ask(Question, Reply),
     AskConflicts(Option<Timestamp>, oneshot::Sender<Conflicts>),
+    AskHolds(oneshot::Sender<Vec<Hold>>),
+    /// Hand on what is to be remembered.
+    Record(oneshot::Sender<()>),
     AskJobs(oneshot::Sender<Vec<Job>>),
     /// What this user declares, by this process.
     Declare(Declaration, Peer, oneshot::Sender<Result<Job, Refused>>),
@@ -143,6 +147,10 @@ pub struct Watch {
 pub trait Outside: Send + 'static {
     /// Something worth a log line.
     fn notice(&mut self, notice: &Notice);
+    /// What is to be remembered; as many more found no room.
+    fn record(&mut self, records: Records);
+    /// Whether something may not have been remembered: then everything that goes on is told again.
+    fn wants_all(&mut self) -> bool;
     /// The loop is alive; called several times a second at the least.
     fn alive(&mut self);
 }
@@ -154,6 +162,8 @@ struct Loop<O> {
     messages: mpsc::Sender<Message>,
     publish: watch::Sender<Arc<Status>>,
     closed: watch::Sender<u64>,
+    /// How often something was recorded.
+    recorded: watch::Sender<u64>,
     keep: watch::Sender<Vec<KeptJob>>,
     outside: O,
     sources: BTreeMap<&'static str, SourceStatus>,
@@ -226,6 +236,13 @@ impl<O: Outside> Loop<O> {
             Message::Ask(question, reply) if !self.ready => self.waiting.push((question, reply)),
             Message::Ask(question, reply) => self.look_for(question, reply),
             Message::AskConflicts(since, reply) => self.tell_conflicts(since, reply),
+            Message::AskHolds(reply) => {
+                let _ = reply.send(self.engine.open_holds());
+            }
+            Message::Record(reply) => {
+                self.tell_records();
+                let _ = reply.send(());
+            }
             Message::AskJobs(reply) => {
                 let _ = reply.send(self.engine.all_jobs());
             }
@@ -262,7 +279,7 @@ impl<O: Outside> Loop<O> {
                 }
             }
             Event::Close(event) => {
-                self.engine.close_event(event.cookie, self.reader.clock.at_monotonic(event.at));
+                self.engine.close_event(&event);
                 self.closed.send_modify(|closes| *closes += 1);
                 self.stir();
             }
@@ -273,6 +290,9 @@ impl<O: Outside> Loop<O> {
         tracing::error!("events of {source} ended: {why}");
         let status = self.source(source);
         (status.up, status.why) = (false, Some(why));
+        if source == source::EBPF {
+            self.engine.set_oom_told(false);
+        }
         if source == source::EBPF && self.hurry.take().is_some() {
             let status = self.start_proc();
             self.sources.insert(source::PROC, status);
@@ -320,6 +340,18 @@ impl<O: Outside> Loop<O> {
         Ok(job)
     }
 
+    /// Hands on what is to be remembered.
+    fn tell_records(&mut self) {
+        let mut records = self.engine.take_records();
+        if self.ready && self.outside.wants_all() {
+            records.records.extend(self.engine.all_records());
+        }
+        if !records.records.is_empty() || records.lost > 0 {
+            self.recorded.send_modify(|told| *told += 1);
+            self.outside.record(records);
+        }
+    }
+
     /// Hands on what is to be kept of jobs, if that has changed.
     fn keep_jobs(&mut self) {
         if let Some(jobs) = self.engine.changed_jobs() {
@@ -365,6 +397,7 @@ impl<O: Outside> Loop<O> {
             self.pace.next_notices = Some(now + NOTICE_EVERY);
             let notices = self.engine.take_notices();
             self.keep_jobs();
+            self.tell_records();
             for notice in notices {
                 self.pace.changed = true;
                 self.outside.notice(&notice);

@@ -64,7 +64,7 @@ fn with_readings(events: Vec<ProcessEvent>, reader: &Reader, headless: &mut Hash
                 headless.remove(&pid);
                 Some(Event::Process(ProcessEvent::Execed { pid }, reader.read(pid).ok().map(Box::new)))
             }
-            ProcessEvent::Exited { pid } if process::glance(pid).is_ok() => {
+            ProcessEvent::Exited { pid, .. } if process::glance(pid).is_ok() => {
                 headless.insert(pid);
                 None
             }
@@ -72,7 +72,7 @@ fn with_readings(events: Vec<ProcessEvent>, reader: &Reader, headless: &mut Hash
                 let last = headless.contains(&pid) && process::glance(pid).is_err();
                 last.then(|| {
                     headless.remove(&pid);
-                    Event::Process(ProcessEvent::Exited { pid }, None)
+                    Event::Process(ProcessEvent::Exited { pid, exit: None }, None)
                 })
             }
             event => Some(Event::Process(event, None)),
@@ -180,6 +180,7 @@ impl<O: Outside> Loop<O> {
                 }
                 let missing: Vec<String> =
                     events.missing().iter().map(|(gain, why)| format!("{} ({why})", gain.lost())).collect();
+                self.engine.set_oom_told(events.has(Gain::Oom));
                 self.hurry = events.has(Gain::Processes).then(|| events.hurry());
                 let (messages, reader) = (self.messages.clone(), Arc::clone(&self.reader));
                 std::thread::spawn(move || forward_bpf(events, &reader, &messages));

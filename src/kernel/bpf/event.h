@@ -11,9 +11,10 @@ enum kind {
 	KIND_FORK = 1,		/* pid made the process `other` */
 	KIND_EXEC = 2,		/* pid, child of `other`, runs a program: a struct exec */
 	KIND_RENAME = 3,	/* thread tid of pid is called comm now */
-	KIND_EXIT = 4,		/* the last thread of pid has ended */
+	KIND_EXIT = 4,		/* the last thread of pid has ended, with the status `other` of wait(2) */
+	KIND_OOM = 5,		/* the OOM killer has chosen pid */
 	KIND_BINDS = 16,	/* what a thread has bound: a struct slot */
-	KIND_CLOSE = 17,	/* a socket that was told of is closed, by pid */
+	KIND_CLOSE = 17,	/* a socket that was told of is closed, by pid, out of the state `other` */
 	KIND_BIND_FAILED = 18,	/* a bind was refused */
 	KIND_LISTEN_FAILED = 19,/* a listen was refused */
 	KIND_UNDECIDED = 20,	/* an attempt has led to no port in `other` ms, and may still be in its bind */
@@ -96,7 +97,8 @@ struct bind {
 	unsigned char address[16];
 	unsigned char protocol;
 	unsigned char family;
-	unsigned char reserved[5];
+	unsigned char state;		/* the socket's when it was closed (enum of bpf.h, as TCP_LISTEN) */
+	unsigned char reserved[4];
 	unsigned char stage;		/* enum stage; the last, as it is the first that changes while it may be read */
 };
 
@@ -178,6 +180,7 @@ _Static_assert(sizeof(struct socket_options) == 16, "decoded by holders.rs");
 _Static_assert(sizeof(struct bound_socket) == 64, "decoded by holders.rs");
 _Static_assert(__builtin_offsetof(struct bound_socket, address) == 44, "decoded by holders.rs");
 _Static_assert(sizeof(struct bind) == 64, "decoded by event.rs");
+_Static_assert(__builtin_offsetof(struct bind, state) == 58, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct bind, stage) == 63, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct bind, address) == 40, "decoded by event.rs");
 _Static_assert(__builtin_offsetof(struct slot, index) == 28, "decoded by event.rs");

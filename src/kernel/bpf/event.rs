@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::kernel::proc_events::{ProcessEvent, renamed};
 use crate::model::bind::{Actor, Bind, BindEvent, BindFlags, CloseEvent, Outcome};
+use crate::model::process::Exit;
 use crate::model::socket::{Protocol, SocketOptions};
 
 /// `sizeof(struct event)`, `sizeof(struct signed_event)`, and `offsetof(struct exec, data)`.
@@ -32,6 +33,7 @@ mod kind {
     pub(super) const EXEC: u8 = 2;
     pub(super) const RENAME: u8 = 3;
     pub(super) const EXIT: u8 = 4;
+    pub(super) const OOM: u8 = 5;
     pub(super) const BINDS: u8 = 16;
     pub(super) const CLOSE: u8 = 17;
     pub(super) const BIND_FAILED: u8 = 18;
@@ -47,6 +49,9 @@ mod flag {
     pub(super) const PRIVILEGED: u8 = 8;
     pub(super) const UNPROVEN: u8 = 16;
 }
+
+/// `TCP_LISTEN` of linux/bpf.h.
+const TCP_LISTEN: u32 = 10;
 
 /// `STAGE_BOUND` of `enum stage`.
 const STAGE_BOUND: u8 = 2;
@@ -147,10 +152,16 @@ fn event(bytes: &[u8]) -> Option<Event> {
         kind::FORK => Some(Event::Process(ProcessEvent::Forked { parent: pid, child: other })),
         kind::EXEC => exec(&event, bytes),
         kind::RENAME => renamed(pid, event.u32(20)? != pid, event.comm()?).map(Event::Process),
-        kind::EXIT => Some(Event::Process(ProcessEvent::Exited { pid })),
+        kind::EXIT => Some(Event::Process(ProcessEvent::Exited { pid, exit: Some(Exit::of_status(other)) })),
+        kind::OOM => Some(Event::Process(ProcessEvent::OomKilled { pid })),
         kind::BIND_FAILED | kind::UNDECIDED => bind(&event, Outcome::Refused { errno, proven }),
         kind::LISTEN_FAILED => bind(&event, Outcome::ListenRefused),
-        kind::CLOSE => Some(Event::Close(CloseEvent { at: event.duration(0)?, cookie: event.u64(8)?, pid })),
+        kind::CLOSE => Some(Event::Close(CloseEvent {
+            at: event.duration(0)?,
+            cookie: event.u64(8)?,
+            pid,
+            listened: other == TCP_LISTEN,
+        })),
         _ => None,
     }
 }
@@ -215,7 +226,10 @@ fn success(bytes: &[u8]) -> Option<BindEvent> {
     }
     let until = bind.duration(16)?;
     Some(BindEvent {
-        outcome: Outcome::Bound { until: Some(until).filter(|until| !until.is_zero()) },
+        outcome: Outcome::Bound {
+            until: Some(until).filter(|until| !until.is_zero()),
+            listened: !until.is_zero() && u32::from(bind.u8(58)?) == TCP_LISTEN,
+        },
         netns: bind.u32(32)?.into(),
         cookie: bind.u64(8)?,
         ifindex: None,
@@ -382,6 +396,7 @@ mod tests {
             bind[16] = if number % 2 == 0 { 9 } else { 0 };
             bind[36..38].copy_from_slice(&8081u16.to_ne_bytes());
             bind[56..58].copy_from_slice(&[IPPROTO_UDP, AF_INET6]);
+            bind[58] = TCP_LISTEN as u8;
             bind[63] = STAGE_BOUND;
         }
         bytes
@@ -412,9 +427,9 @@ mod tests {
     fn a_bind_of_a_slot_is_open_or_closed() {
         let Some(Told::Binds(slot)) = decode(&raw_slot(2, [0, 1])) else { panic!("a slot") };
         let (told, _) = slot.since(0);
-        let closed = Outcome::Bound { until: Some(Duration::from_nanos(9)) };
+        let closed = Outcome::Bound { until: Some(Duration::from_nanos(9)), listened: true };
         let outcomes: Vec<_> = told.iter().map(|bind| bind.outcome).collect();
-        assert_eq!(outcomes, [closed, Outcome::Bound { until: None }]);
+        assert_eq!(outcomes, [closed, Outcome::Bound { until: None, listened: false }]);
         assert_eq!((told[0].bind.port, told[0].bind.asked_port), (8081, 0));
         assert_eq!(
             (told[0].bind.address, told[0].bind.protocol),

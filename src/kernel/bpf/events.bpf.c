@@ -489,6 +489,7 @@ int sock_release(struct bpf_sock *ctx)
 			refused(slot, bind, sk, 0, 0);
 			return 1;
 		}
+		bind->state = ctx->state;
 		/* An atomic addition is a barrier too: either this is told with the bind, or the bind is seen to be told. */
 		__sync_fetch_and_add(&bind->until_ns, now);
 		if ((int)(slot->told - open->number) <= 0) {
@@ -503,6 +504,7 @@ int sock_release(struct bpf_sock *ctx)
 	event.cookie = cookie;
 	event.pid = ids >> 32;
 	event.tid = ids;
+	event.other = ctx->state;
 	tell(&event, sizeof(event));
 	return 1;
 }
@@ -706,7 +708,27 @@ int BPF_PROG(exited, struct task_struct *task)
 	if (task->signal->live.counter != 0)
 		return 0;
 	now(&told, KIND_EXIT);
+	/* As wait(2) will tell it. */
+	if (task->signal->flags & SIGNAL_GROUP_EXIT)
+		told.event.other = task->signal->group_exit_code;
+	else
+		told.event.other = task->group_leader->exit_code;
 	tell(&told, sizeof(told));
+	return 0;
+}
+
+/* The argument is a task since Linux 6.8, and was the number of its thread before. */
+SEC("raw_tp")
+int oom_killed(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct event event = {};
+
+	event.at_ns = bpf_ktime_get_ns();
+	event.kind = KIND_OOM;
+	event.pid = ctx->args[0];
+	if (ctx->args[0] >> 32)
+		event.pid = BPF_CORE_READ((struct task_struct *)ctx->args[0], tgid);
+	tell(&event, sizeof(event));
 	return 0;
 }
 

@@ -75,13 +75,20 @@ struct udp_sock { struct inet_sock inet; } SHARED;
 
 struct nsproxy { struct net *net_ns; } SHARED;
 struct mm_struct { unsigned long arg_start, arg_end, env_start, env_end; } SHARED;
-struct signal_struct { atomic_t live; } SHARED;
+/* include/linux/sched/signal.h */
+#define SIGNAL_GROUP_EXIT 0x4
+struct signal_struct {
+	atomic_t live;
+	int group_exit_code;
+	unsigned int flags;
+} SHARED;
 /* One number since Linux 6.3, two halves before: in either case 8 bytes with the low half first. */
 struct kernel_cap_struct { __u64 val; };
 struct cred { struct kernel_cap_struct cap_effective; } SHARED;
 struct task_struct {
 	int pid;
 	int tgid;
+	int exit_code;
 	__u64 start_boottime;
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;

@@ -23,6 +23,8 @@ pub(super) enum Hook {
     Tracepoint(&'static str),
     /// The end of this function of the kernel.
     End(&'static str),
+    /// A tracepoint of this name, whose arguments differ from kernel to kernel.
+    RawTracepoint(&'static str),
     /// None: it is run when we want it to.
     Asked,
 }
@@ -31,7 +33,7 @@ pub(super) enum Hook {
 pub(super) const LOOK_THROUGH: &str = "look_through";
 
 /// Every program of `events.bpf.c`. Ends are attached before beginnings, so that none is seen to begin without its end.
-pub(super) const PROGRAMS: [(Gain, &str, Hook); 11] = [
+pub(super) const PROGRAMS: [(Gain, &str, Hook); 12] = [
     (Gain::Binds, LOOK_THROUGH, Hook::Asked),
     (Gain::Binds, "sock_release", Hook::Socket),
     (Gain::Binds, "bind4", Hook::BindAddress),
@@ -39,6 +41,7 @@ pub(super) const PROGRAMS: [(Gain, &str, Hook); 11] = [
     (Gain::Listens, "state", Hook::Tracepoint("inet_sock_set_state")),
     (Gain::Processes, "renamed", Hook::Tracepoint("task_rename")),
     (Gain::Processes, "exited", Hook::Tracepoint("sched_process_exit")),
+    (Gain::Oom, "oom_killed", Hook::RawTracepoint("mark_victim")),
     (Gain::Processes, "execed", Hook::Tracepoint("sched_process_exec")),
     (Gain::Processes, "forked", Hook::Tracepoint("sched_process_fork")),
     (Gain::Errno, "inet_bind_ended", Hook::End("inet_bind")),
@@ -147,6 +150,11 @@ fn attach(ebpf: &mut Ebpf, name: &str, hook: Hook, root: &File, btf: &Btf) -> Re
             let program: &mut FExit = program.try_into()?;
             program.load(function, btf)?;
             program.attach()?;
+        }
+        Hook::RawTracepoint(tracepoint) => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.load()?;
+            program.attach(tracepoint)?;
         }
         Hook::Asked => {
             let program: &mut RawTracePoint = program.try_into()?;

@@ -22,11 +22,13 @@ pub enum Gain {
     Processes,
     /// The errno of what is refused.
     Errno,
+    /// Whom the OOM killer chose.
+    Oom,
 }
 
 impl Gain {
     /// All of them.
-    pub const ALL: [Gain; 4] = [Gain::Binds, Gain::Listens, Gain::Processes, Gain::Errno];
+    pub const ALL: [Gain; 5] = [Gain::Binds, Gain::Listens, Gain::Processes, Gain::Errno, Gain::Oom];
 
     /// How `doctor` calls it.
     pub fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Gain {
             Gain::Listens => "ebpf: listens",
             Gain::Processes => "ebpf: processes",
             Gain::Errno => "ebpf: errno",
+            Gain::Oom => "ebpf: oom",
         }
     }
 
@@ -45,6 +48,7 @@ impl Gain {
             Gain::Listens => "refused listens",
             Gain::Processes => "fork, exec with arguments and environment, and exit of every process",
             Gain::Errno => "the errno of every failed bind",
+            Gain::Oom => "which processes the OOM killer ended",
         }
     }
 
@@ -55,6 +59,7 @@ impl Gain {
             Gain::Listens => "refused listens are not seen",
             Gain::Processes => "process events come from the proc connector",
             Gain::Errno => "the errno of a failed bind is inferred from who holds the port",
+            Gain::Oom => "an end by the OOM killer is inferred from the counters of cgroups",
         }
     }
 }

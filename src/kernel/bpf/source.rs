@@ -332,7 +332,7 @@ mod tests {
         outcomes
     }
 
-    const BOUND: Option<Outcome> = Some(Outcome::Bound { until: None });
+    const BOUND: Option<Outcome> = Some(Outcome::Bound { until: None, listened: false });
     const CLOSED: Option<Outcome> = None;
 
     fn refused(source: &Source, proven: bool) -> Option<Outcome> {
@@ -355,7 +355,7 @@ mod tests {
         drop(six);
         let told = of_port(&mut source, port);
         assert!(
-            matches!(told[..], [Some(Outcome::Bound { until: Some(_) })]),
+            matches!(told[..], [Some(Outcome::Bound { until: Some(_), listened: false })]),
             "a short life is one event: {told:?}"
         );
     }

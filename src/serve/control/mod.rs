@@ -1,6 +1,9 @@
 //! The control socket: `GET /v1/who-holds?target=8081`, the same documents as `--json`, over a Unix socket.
 
 mod jobs;
+mod past;
+
+pub use past::Changes;
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
@@ -14,7 +17,6 @@ use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use jiff::tz::TimeZone;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
@@ -23,20 +25,18 @@ use tokio::sync::Semaphore;
 use crate::engine::agent::Agent;
 use crate::engine::{Question, Topic, Unanswerable};
 use crate::judge::can_bind;
-use crate::kernel::clock;
 use crate::model::answer::{Answer, SCHEMA};
 use crate::model::can_bind::Manner;
-use crate::model::moment;
 use crate::model::netns::NetnsSelector;
 use crate::model::target::{Target, TargetError};
 use crate::serve::http::MAX_REQUEST_BYTES;
+use crate::serve::past::Past;
 
 /// Parameters of a question.
 #[derive(Debug, Deserialize)]
 struct Parameters {
     target: Option<String>,
     netns: Option<String>,
-    since: Option<String>,
     #[serde(flatten)]
     bind: BindParameters,
 }
@@ -70,16 +70,20 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 struct Desk {
     agent: Agent,
+    past: Past,
     turns: Arc<Semaphore>,
 }
 
 /// Routes of the control socket.
-pub fn router(agent: Agent) -> Router {
+pub fn router(past: Past) -> Router {
     Router::new()
         .route("/v1/who-holds", get(who_holds))
         .route("/v1/list", get(list))
         .route("/v1/leaks", get(leaks))
-        .route("/v1/conflicts", get(conflicts))
+        .route("/v1/conflicts", get(past::conflicts))
+        .route("/v1/history", get(past::history))
+        .route("/v1/report", get(past::report))
+        .route("/v1/changes", get(past::changes))
         .route("/v1/can-bind", get(may_bind))
         .route("/v1/jobs", get(jobs::list))
         .route("/v1/job/start", post(jobs::start))
@@ -87,7 +91,7 @@ pub fn router(agent: Agent) -> Router {
         .fallback(|| async {
             refuse(
                 StatusCode::NOT_FOUND,
-                "no such path; there are /v1/who-holds, /v1/list, /v1/leaks, /v1/conflicts, /v1/can-bind, /v1/jobs, /v1/job/start, /v1/job/end"
+                "no such path; there are /v1/who-holds, /v1/list, /v1/leaks, /v1/conflicts, /v1/history, /v1/report, /v1/changes, /v1/can-bind, /v1/jobs, /v1/job/start, /v1/job/end"
                     .to_owned(),
             )
         })
@@ -98,7 +102,7 @@ pub fn router(agent: Agent) -> Router {
             )
         })
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .with_state(Desk { agent, turns: Arc::new(Semaphore::new(ANSWERS_AT_ONCE)) })
+        .with_state(Desk { agent: past.agent.clone(), past, turns: Arc::new(Semaphore::new(ANSWERS_AT_ONCE)) })
 }
 
 type Asked = Result<Query<Parameters>, axum::extract::rejection::QueryRejection>;
@@ -113,20 +117,6 @@ async fn list(State(desk): State<Desk>, parameters: Asked) -> Response {
 
 async fn leaks(State(desk): State<Desk>, parameters: Asked) -> Response {
     answer(desk, parameters, |_| Ok(Topic::Leaks)).await
-}
-
-async fn conflicts(State(desk): State<Desk>, parameters: Asked) -> Response {
-    let since = parameters.map_err(|error| error.body_text()).and_then(|Query(parameters)| {
-        let since = parameters.since.as_deref();
-        since.map(|text| moment::parse(text, clock::now(), &TimeZone::UTC)).transpose()
-    });
-    match since {
-        Err(why) => refuse(StatusCode::BAD_REQUEST, why),
-        Ok(since) => match desk.agent.conflicts(since).await {
-            Ok(document) => json(StatusCode::OK, &document),
-            Err(why) => refuse(StatusCode::SERVICE_UNAVAILABLE, why.to_string()),
-        },
-    }
 }
 
 /// Longer than this nobody waits here in one go.
@@ -228,11 +218,11 @@ async fn ask(desk: &Desk, question: Question) -> Result<Answer, Response> {
     })
 }
 
-fn refuse(status: StatusCode, error: String) -> Response {
+pub(super) fn refuse(status: StatusCode, error: String) -> Response {
     json(status, &Refusal { schema: SCHEMA, error })
 }
 
-fn json(status: StatusCode, document: &impl Serialize) -> Response {
+pub(super) fn json(status: StatusCode, document: &impl Serialize) -> Response {
     match serde_json::to_vec(document) {
         Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

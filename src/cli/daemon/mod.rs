@@ -1,10 +1,14 @@
 //! `sniffer daemon`: sets up the agent and what serves it, and ends them on a signal.
 
+mod journal;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use journal::Journal;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -15,23 +19,23 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::{ANSWERED, Failure, environment};
 use crate::alert::Alerts;
 use crate::config::{self, ConfigError, Settings};
-use crate::engine::agent::{Agent, Outside, Watch};
-use crate::engine::{Leak, Notice, Question, Sharing, Topic};
+use crate::engine::agent::{Agent, Before, Watch};
+use crate::engine::{Question, Topic};
+use crate::history::{Left, Recorder};
 use crate::judge::ci;
 use crate::kernel::containers::Engines;
 use crate::kernel::process::Reader;
-use crate::kernel::{capability, host, memory};
-use crate::model::conflict::Conflict;
+use crate::kernel::{capability, clock, host, memory};
 use crate::model::escape::Escaped;
-use crate::model::job::{Job, JobState};
-use crate::model::netns::Netns;
 use crate::model::socket::Protocol;
 use crate::model::target::Target;
 use crate::reaper;
 use crate::report;
 use crate::serve::control::{self, ControlSocket};
-use crate::serve::http;
+use crate::serve::live::Live;
 use crate::serve::metrics::{self, Exporter};
+use crate::serve::past::Past;
+use crate::serve::{http, page};
 use crate::state::{self, Keeper};
 
 /// A taken metrics port is tried again this often.
@@ -46,9 +50,6 @@ pub(super) fn run(config: Option<&Path>) -> Result<u8, Failure> {
     let settings = config::load(config).map_err(|error| mistakes(&error))?;
     log();
     memory::limit_arenas();
-    for note in settings.not_yet() {
-        tracing::info!("{note}");
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(8)
@@ -96,12 +97,23 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
     let boot = host::boot();
     let kept = settings.state.as_deref().map(|path| state::load(path, &boot)).unwrap_or_default();
     let alerts = Alerts::start(&settings.alerts, kept.alerts, &boot);
-    let outside = Journal::new(alerts.clone());
-    let (mut agent, task) = Agent::start(settings.policy(), watch, reader, (kept.jobs, kept.booted), outside);
-    tokio::spawn(http::serve_unix(listener, control::router(agent.clone())));
+    let (recorder, left) = start_history(&settings, &boot);
+    let live = Live::default();
+    let outside = Journal::new(alerts.clone(), recorder.clone(), live.clone());
+    let before = Before {
+        jobs: kept.jobs,
+        booted: kept.booted,
+        holds: left.holds,
+        alive_until: left.alive_until,
+        last_id: left.last_id,
+    };
+    let (mut agent, task) = Agent::start(settings.policy(), watch, reader, before, outside);
+    let past = Past::new(agent.clone(), recorder.clone(), live);
+    tokio::spawn(http::serve_unix(listener, control::router(past.clone())));
     if let Some(address) = settings.listen {
-        let exporter = Exporter::new(agent.clone(), alerts.clone(), settings.max_series);
-        tokio::spawn(serve_metrics(address, exporter));
+        let exporter = Exporter::new(agent.clone(), alerts.clone(), recorder.clone(), settings.max_series);
+        let router = metrics::router(exporter).merge(page::router(past));
+        tokio::spawn(serve_metrics(address, router, agent.clone()));
     }
     if settings.reap {
         if capability::lacks_kill() {
@@ -151,8 +163,25 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
     if let Some(Err(error)) = keeper.map(|keeper| keeper.write()) {
         tracing::debug!("the state could not be written at the end: {error}");
     }
+    if let Some(recorder) = recorder {
+        recorder.end();
+    }
     tracing::info!("stopped");
     Ok(ANSWERED)
+}
+
+/// Opens the history, where one is wanted. Where it cannot be used numbers begin at one that no other agent gives: the milliseconds
+/// of the clock.
+fn start_history(settings: &Settings, boot: &str) -> (Option<Recorder>, Left) {
+    let clock_numbers = || clock::now().as_millisecond().try_into().unwrap_or(0);
+    let Some(path) = settings.history.clone() else {
+        return (None, Left { last_id: clock_numbers(), ..Left::default() });
+    };
+    let (recorder, mut left) = Recorder::start(path, settings.retention, settings.max_size_bytes, boot);
+    if recorder.standing().why.is_some() {
+        left.last_id = clock_numbers();
+    }
+    (Some(recorder), left)
 }
 
 /// systemd's notification; a no-op where nobody listens for it.
@@ -202,7 +231,7 @@ async fn reload(agent: &Agent, old: Settings, config: Option<&Path>) -> Settings
             tracing::info!("configuration reloaded");
             if needs_restart {
                 tracing::warn!(
-                    "[control], [metrics], [containers], [agent], [[alerts]], leak.reap, watch.events and [[jobs.custom]] variables take effect at the next start"
+                    "[control], [metrics], [history], [containers], [agent], [[alerts]], leak.reap, watch.events and [[jobs.custom]] variables take effect at the next start"
                 );
             }
             new
@@ -221,20 +250,19 @@ async fn reload(agent: &Agent, old: Settings, config: Option<&Path>) -> Settings
 
 /// What a reload does not change, the rest made equal.
 fn restart_only(settings: &Settings) -> Settings {
-    let Settings { interval, nat, grace, exempt, history, retention, max_size_bytes, .. } =
-        Settings::default();
-    Settings { interval, nat, grace, exempt, history, retention, max_size_bytes, ..settings.clone() }
+    let Settings { interval, nat, grace, exempt, .. } = Settings::default();
+    Settings { interval, nat, grace, exempt, ..settings.clone() }
 }
 
 /// Serves metrics and health. Where the port is taken the agent says by whom, and tries again: it must not fall over its
 /// own subject.
-async fn serve_metrics(address: SocketAddr, exporter: Exporter) {
+async fn serve_metrics(address: SocketAddr, router: Router, agent: Agent) {
     let mut complained = false;
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => {
                 tracing::info!(%address, "metrics are served");
-                return http::serve_tcp(listener, metrics::router(exporter)).await;
+                return http::serve_tcp(listener, router).await;
             }
             Err(error) if !complained => {
                 complained = true;
@@ -242,7 +270,7 @@ async fn serve_metrics(address: SocketAddr, exporter: Exporter) {
                     "metrics cannot be served on {address}: {error}; trying again every {}s",
                     LISTEN_AGAIN.as_secs()
                 );
-                tokio::spawn(say_who_holds(address, exporter.agent.clone()));
+                tokio::spawn(say_who_holds(address, agent.clone()));
             }
             Err(_) => {}
         }
@@ -272,138 +300,5 @@ async fn say_who_holds(address: SocketAddr, agent: Agent) {
             None => tracing::error!(port, "no process was found that holds {address}"),
         },
         Err(error) => tracing::error!("who holds {address} is not known: {error}"),
-    }
-}
-
-/// Log lines with fields, alerts, and the watchdog.
-struct Journal {
-    watchdog: bool,
-    alerts: Alerts,
-}
-
-impl Journal {
-    fn new(alerts: Alerts) -> Self {
-        Journal { watchdog: sd_notify::watchdog_enabled().is_some(), alerts }
-    }
-}
-
-impl Outside for Journal {
-    fn notice(&mut self, notice: &Notice) {
-        if !self.alerts.notice(notice) {
-            return;
-        }
-        match notice {
-            Notice::Job(state, job) => log_job(*state, job),
-            Notice::Leak(leaked, leak) => log_leak(*leaked, leak),
-            Notice::Conflict(conflict) => log_conflict(conflict),
-            Notice::Shared(shared, sharing) => log_sharing(*shared, sharing),
-        }
-    }
-
-    fn alive(&mut self) {
-        if self.watchdog {
-            notify(&[NotifyState::Watchdog]);
-        }
-    }
-}
-
-fn escaped(text: Option<&str>) -> Option<String> {
-    text.map(|text| Escaped(text).to_string())
-}
-
-fn log_job(state: JobState, job: &Job) {
-    let (ci, id) = (Escaped(&job.ci).to_string(), Escaped(&job.id).to_string());
-    let (name, repository) = (escaped(job.name.as_deref()), escaped(job.repository.as_deref()));
-    let words = if state == JobState::Ended { "has ended" } else { "is running" };
-    tracing::info!(
-        event = "job",
-        ci,
-        job_id = id,
-        job = name,
-        repository,
-        state = state.as_str(),
-        "job {ci} {id} {words}"
-    );
-}
-
-fn log_leak(leaked: bool, leak: &Leak) {
-    let job = leak.job.as_ref();
-    let (port, protocol, reason) = (leak.port, leak.protocol, &leak.reason);
-    let (event, words) =
-        if leaked { ("leak", "has leaked") } else { ("leak_resolved", "has not leaked any more") };
-    macro_rules! log {
-        ($level:ident) => {
-            tracing::$level!(
-                event,
-                port,
-                protocol,
-                netns = netns_words(&leak.netns),
-                pid = leak.holder.as_ref().map(|(pid, _)| *pid),
-                comm = escaped(leak.holder.as_ref().map(|(_, comm)| comm.as_str())),
-                ci = escaped(job.map(|job| job.ci.as_str())),
-                job_id = escaped(job.map(|job| job.id.as_str())),
-                job = escaped(job.and_then(|job| job.name.as_deref())),
-                repository = escaped(job.and_then(|job| job.repository.as_deref())),
-                reason,
-                "port {port}/{protocol} {words}"
-            )
-        };
-    }
-    if leaked { log!(warn) } else { log!(info) }
-}
-
-fn netns_words(netns: &Netns) -> String {
-    netns.name.as_deref().map_or_else(|| netns.inode.to_string(), |name| Escaped(name).to_string())
-}
-
-/// One line for a refusal and all that repeat it.
-fn log_conflict(conflict: &Conflict) {
-    let loser = &conflict.loser;
-    let blocker = conflict.blockers.first().and_then(|claim| claim.holders.first());
-    let (port, protocol) = (conflict.port, conflict.protocol.as_str());
-    tracing::warn!(
-        event = "conflict",
-        port,
-        protocol,
-        call = conflict.call.as_str(),
-        netns = netns_words(&conflict.netns),
-        errno = conflict.errno.as_deref(),
-        errno_known = conflict.errno_known,
-        cause = conflict.cause.as_str(),
-        attempts = conflict.attempts,
-        pid = loser.pid,
-        comm = escaped(loser.comm.as_deref()),
-        job_id = escaped(loser.job.as_ref().map(|job| job.id.as_str())),
-        blocker_pid = blocker.map(|holder| holder.pid),
-        blocker_comm = escaped(blocker.and_then(|holder| holder.comm.as_deref())),
-        "a {} of port {port}/{protocol} failed: {}",
-        conflict.call.as_str(),
-        Escaped(&conflict.explanation)
-    );
-}
-
-fn log_sharing(shared: bool, sharing: &Sharing) {
-    let (port, protocol) = (sharing.port, sharing.protocol.as_str());
-    let jobs: Vec<String> =
-        sharing.jobs.iter().map(|job| Escaped(job.name.as_deref().unwrap_or(&job.id)).to_string()).collect();
-    let (jobs, netns) = (jobs.join(", "), netns_words(&sharing.netns));
-    if shared {
-        tracing::warn!(
-            event = "shared",
-            port,
-            protocol,
-            netns,
-            jobs,
-            "port {port}/{protocol} is shared silently by several jobs"
-        );
-    } else {
-        tracing::info!(
-            event = "shared_resolved",
-            port,
-            protocol,
-            netns,
-            jobs,
-            "port {port}/{protocol} is shared no more"
-        );
     }
 }

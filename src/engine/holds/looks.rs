@@ -1,0 +1,233 @@
+//! Holds as looks find them: those that nobody told of, what is known better of the others, and those that are no more.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{Change, KeptHold, MAX_OPEN, Open, new};
+use crate::engine::Engine;
+use crate::engine::ports::Entry;
+use crate::judge::hold::Last;
+use crate::kernel::look::Findings;
+use crate::kernel::sock_diag::Depth;
+use crate::model::claim::Verdict;
+use crate::model::hold::{End, Hold, HoldKey};
+use crate::model::job::JobKey;
+use crate::model::nat::NatClaim;
+use crate::model::netns::NetnsKey;
+use crate::model::process::Holder;
+use crate::model::socket::{ClaimKind, SocketKey};
+
+/// What is followed: connections come and go by thousands, and hold no port for long.
+fn is_followed(kind: ClaimKind) -> bool {
+    matches!(kind, ClaimKind::Listener | ClaimKind::Bound)
+}
+
+impl Engine {
+    /// Takes over what a look of the interval saw: holds that nobody told of, and what has become of the others.
+    pub fn follow_holds(&mut self, findings: &Findings) {
+        let now = findings.taken_at;
+        let new: Vec<SocketKey> = self
+            .ports
+            .entries()
+            .filter(|entry| is_followed(entry.socket.kind()) && entry.socket.port != 0)
+            .filter(|entry| !self.holds.open.contains_key(&HoldKey::Socket(entry.socket.key.cookie)))
+            // Its close was told after the look.
+            .filter(|entry| !self.binds.is_closed(entry.socket.key.cookie))
+            .map(|entry| entry.socket.key)
+            .collect();
+        for key in new {
+            let seen = self.ports.get(&key).map(|entry| self.seen(entry, findings));
+            if let Some((hold, job)) = seen.filter(|_| self.holds.open.len() < MAX_OPEN) {
+                self.holds.begin(HoldKey::Socket(key.cookie), hold, job);
+            }
+        }
+        self.update_holds(findings);
+        self.end_missing(findings);
+        // What has ended now is in doubt until its group's kills are counted, which the same look did.
+        self.count_kills(findings);
+        self.follow_rules(now);
+        if findings.all_netns {
+            self.end_kept();
+        }
+    }
+
+    /// A hold that a look found.
+    fn seen(&self, entry: &Entry, findings: &Findings) -> (Hold, Option<JobKey>) {
+        let socket = &entry.socket;
+        let since = (entry.since.unwrap_or(findings.taken_at), entry.since.is_some());
+        let place = (socket.protocol, socket.address, socket.port);
+        let mut hold = new(socket.kind(), place, self.ports.netns(socket.key.netns), since);
+        hold.holder = self.first_holder(entry, findings);
+        hold.test = hold.holder.as_ref().and_then(|holder| self.processes.test(holder.pid)).cloned();
+        (hold, entry.job.clone())
+    }
+
+    /// The oldest process that has it open, pid 1 last: it holds for others.
+    fn first_holder(&self, entry: &Entry, findings: &Findings) -> Option<Arc<Holder>> {
+        let order = |pid: u32| (pid == 1, self.processes.start(pid), pid);
+        let first = entry.holders.iter().min_by_key(|held| order(held.pid))?;
+        let mut holder = findings
+            .described
+            .get(first)
+            .cloned()
+            .unwrap_or_else(|| self.describe(first.pid, self.processes.start(first.pid), None, None));
+        if holder.ancestry.is_empty() {
+            holder.ancestry = holder.ppid.map(|parent| self.processes.ancestry(parent)).unwrap_or_default();
+        }
+        Some(Arc::new(holder))
+    }
+
+    /// What a look knows better of holds that go on: kind, holder, job, and whether it has leaked.
+    fn update_holds(&mut self, findings: &Findings) {
+        let mut changed = Vec::new();
+        for entry in self.ports.entries() {
+            let key = entry.socket.key;
+            let Some(open) = self.holds.open.get(&HoldKey::Socket(key.cookie)) else { continue };
+            let hold = &open.hold;
+            let described = entry.holders.iter().any(|held| findings.described.contains_key(held));
+            let leaked = entry.verdict == Some(Verdict::Leaked) && hold.leaked_at.is_none();
+            let change = Change {
+                kind: Some(entry.socket.kind()).filter(|kind| *kind != hold.kind),
+                netns: Some(self.ports.netns(key.netns)).filter(|netns| hold.netns.name != netns.name),
+                holder: if described && !open.described {
+                    self.better_holder(entry, open, findings)
+                } else {
+                    None
+                },
+                job: entry.job.clone().filter(|_| open.job.is_none()),
+                leaked_at: leaked.then_some(findings.taken_at),
+            };
+            if change != Change::default() {
+                changed.push((HoldKey::Socket(key.cookie), change));
+            }
+        }
+        for (key, change) in changed {
+            if let Some(open) = self.holds.open.get_mut(&key) {
+                open.take(change);
+            }
+            self.holds.touch(&key);
+        }
+    }
+
+    /// The process that is shown already, as it was described now; where none is, the oldest.
+    fn better_holder(&self, entry: &Entry, open: &Open, findings: &Findings) -> Option<Arc<Holder>> {
+        let Some(shown) = open.hold.holder.as_ref() else { return self.first_holder(entry, findings) };
+        let held = entry.holders.iter().find(|held| held.pid == shown.pid)?;
+        let described = findings.described.get(held).filter(|now| now.comm.is_some())?;
+        Some(Arc::new(Holder { fd: 0, ancestry: shown.ancestry.clone(), ..described.clone() }))
+    }
+
+    /// The sockets whose holders have yet to be described.
+    pub(in crate::engine) fn undescribed_holds(&self) -> HashSet<SocketKey> {
+        let entries = self.ports.entries().filter(|entry| !entry.holders.is_empty());
+        let of = |entry: &&Entry| self.holds.open.get(&HoldKey::Socket(entry.socket.key.cookie));
+        entries
+            .filter(|entry| of(entry).is_some_and(|open| !open.described))
+            .map(|entry| entry.socket.key)
+            .collect()
+    }
+
+    /// Ends holds whose sockets are no more and whose close nobody told: by what became of their processes.
+    fn end_missing(&mut self, findings: &Findings) {
+        let alive: HashSet<u64> = self.ports.entries().map(|entry| entry.socket.key.cookie).collect();
+        let namespaces: HashSet<u64> = findings.namespaces.iter().map(|netns| netns.key.inode).collect();
+        let read: HashSet<u64> = findings
+            .namespaces
+            .iter()
+            .filter(|netns| netns.sockets.is_some())
+            .map(|netns| netns.key.inode)
+            .collect();
+        let deep = findings.query.depth == Depth::Everything;
+        // What may have begun after the look was taken, or what the look would not have shown, says nothing.
+        let shown = |hold: &Hold| deep || hold.kind == ClaimKind::Listener;
+        let missing = |key: &HoldKey, open: &Open| {
+            let HoldKey::Socket(cookie) = key else { return false };
+            let netns_gone = findings.all_netns && !namespaces.contains(&open.hold.netns.inode);
+            let looked = read.contains(&open.hold.netns.inode) && shown(&open.hold);
+            open.hold.from < findings.taken_at && !alive.contains(cookie) && (netns_gone || looked)
+        };
+        let gone: Vec<HoldKey> = self
+            .holds
+            .open
+            .iter()
+            .filter(|(key, open)| missing(key, open))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in gone {
+            let Some(open) = self.holds.open.get(&key) else { continue };
+            let netns_gone = !namespaces.contains(&open.hold.netns.inode);
+            let last = open.hold.holder.as_ref().map(|holder| holder.pid);
+            let ended = last.and_then(|pid| self.ends.of(pid)).cloned();
+            let lives = last.is_some_and(|pid| self.processes.start(pid).is_some());
+            let until = ended.as_ref().map_or(findings.taken_at, |ended| ended.at);
+            self.finish_hold(&key, until, ended, if lives { Last::Alive } else { Last::Nobody }, netns_gone);
+        }
+    }
+
+    /// What was killed, and by the OOM killer, as its counters show.
+    fn count_kills(&mut self, findings: &Findings) {
+        for (hold, key, job) in self.holds.doubtful.counted(&findings.oom_kills) {
+            self.holds.note_loss(&hold);
+            self.holds.ended.push((hold, key, job));
+        }
+    }
+
+    /// The control groups whose kills are to be counted.
+    pub(in crate::engine) fn oom_in(&self) -> Vec<String> {
+        self.holds.doubtful.wanted(self.holds.open.values().map(|open| &open.hold))
+    }
+
+    /// Rules of NAT hold ports as sockets do.
+    fn follow_rules(&mut self, now: Timestamp) {
+        let mut there = HashSet::new();
+        let mut begun = Vec::new();
+        let first = self.holds.last_id == 0 && self.holds.open.is_empty();
+        for (netns, claim) in self.nat.claims(|_| true) {
+            let key = HoldKey::Rule(format!(
+                "{}/{}/{}/{}/{}/{}/{}",
+                netns.inode,
+                claim.protocol.as_str(),
+                claim.address,
+                claim.ports.start(),
+                claim.nat.chain,
+                claim.nat.destination(),
+                claim.nat.comment.as_deref().unwrap_or_default(),
+            ));
+            if there.insert(key.clone()) && !self.holds.open.contains_key(&key) {
+                begun.push((key, self.rule(netns, claim, now, first)));
+            }
+        }
+        let gone: Vec<HoldKey> = self
+            .holds
+            .open
+            .keys()
+            .filter(|key| matches!(key, HoldKey::Rule(_)) && !there.contains(*key))
+            .cloned()
+            .collect();
+        for key in gone {
+            self.holds.finish(&key, now, (End::Closed, None));
+        }
+        for (key, hold) in begun {
+            self.holds.begin(key, hold, None);
+        }
+    }
+
+    fn rule(&self, netns: NetnsKey, claim: &NatClaim, now: Timestamp, first: bool) -> Hold {
+        let place = (claim.protocol, claim.address, *claim.ports.start());
+        let mut hold = new(ClaimKind::NatRule, place, self.ports.netns(netns), (now, !first));
+        hold.nat = Some(claim.nat.clone());
+        hold
+    }
+
+    /// The first look is done: what was kept and is not there has ended while no agent watched.
+    fn end_kept(&mut self) {
+        let until = self.holds.kept_until;
+        for (key, KeptHold { mut hold, job, .. }) in std::mem::take(&mut self.holds.kept) {
+            hold.until = Some(until.max(hold.from));
+            hold.end = Some(End::AgentRestart);
+            self.holds.ended.push((hold, key, job));
+        }
+    }
+}

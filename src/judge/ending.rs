@@ -1,0 +1,114 @@
+//! How a hold ended, and that it came back, in sentences.
+
+use super::leak::span;
+use crate::model::hold::{Comeback, End, Hold};
+use crate::model::process::Exit;
+use jiff::SignedDuration;
+
+/// Names of the signals that end processes most often (signal(7), x86 and Arm).
+const SIGNALS: [(u8, &str); 11] = [
+    (1, "SIGHUP"),
+    (2, "SIGINT"),
+    (3, "SIGQUIT"),
+    (4, "SIGILL"),
+    (6, "SIGABRT"),
+    (7, "SIGBUS"),
+    (8, "SIGFPE"),
+    (9, "SIGKILL"),
+    (11, "SIGSEGV"),
+    (13, "SIGPIPE"),
+    (15, "SIGTERM"),
+];
+
+/// How a hold ended; `None` while it goes on.
+pub fn words(hold: &Hold) -> Option<String> {
+    hold.end.map(|end| of(end, hold.exit, hold.cgroup.as_deref()))
+}
+
+/// An end, in words that follow "it was lost:" or stand alone.
+pub fn of(end: End, exit: Option<Exit>, cgroup: Option<&str>) -> String {
+    match end {
+        End::Closed => "it was closed".to_owned(),
+        End::Exit => match exit {
+            Some(Exit { signal: Some(signal), .. }) => format!("its process was killed by {}", named(signal)),
+            Some(Exit { code: Some(code), .. }) => format!("its process ended with exit status {code}"),
+            _ => "its process ended".to_owned(),
+        },
+        End::OomKilled => {
+            let place = cgroup.map(|cgroup| format!(" in control group {cgroup}")).unwrap_or_default();
+            format!("its process was killed by the OOM killer{place}: it was out of memory")
+        }
+        End::NetnsGone => "its network namespace went".to_owned(),
+        End::AgentRestart => "it ended while no agent watched".to_owned(),
+        End::Unknown => "how it ended was not seen".to_owned(),
+    }
+}
+
+fn named(signal: u8) -> String {
+    let name = SIGNALS.iter().find(|(number, _)| *number == signal).map(|(_, name)| *name);
+    name.map_or_else(|| format!("signal {signal}"), |name| format!("signal {signal} ({name})"))
+}
+
+/// That a listener is back: "lost 4s before it began: …; that was the third time in 8m".
+pub fn comeback(back: &Comeback) -> String {
+    let gap = span(SignedDuration::from_millis(back.gap_ms));
+    let how = of(back.end, back.exit, back.cgroup.as_deref());
+    let often = match back.times {
+        0 | 1 => String::new(),
+        times => {
+            let over = span(back.lost_at.duration_since(back.since));
+            format!("; that was the {} time in {over}", ordinal(times))
+        }
+    };
+    format!("it came back {gap} after the same program had lost the port: {how}{often}")
+}
+
+fn ordinal(number: u64) -> String {
+    let end = match (number % 100, number % 10) {
+        (11..=13, _) => "th",
+        (_, 1) => "st",
+        (_, 2) => "nd",
+        (_, 3) => "rd",
+        _ => "th",
+    };
+    format!("{number}{end}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::hold::fixtures::at;
+
+    #[test]
+    fn ends_are_told_with_what_is_known_of_them() {
+        let exit = |status| Some(Exit::of_status(status));
+        assert_eq!(of(End::Exit, exit(9), None), "its process was killed by signal 9 (SIGKILL)");
+        assert_eq!(of(End::Exit, exit(64), None), "its process was killed by signal 64");
+        assert_eq!(of(End::Exit, exit(3 << 8), None), "its process ended with exit status 3");
+        assert_eq!(of(End::Exit, None, None), "its process ended");
+        assert!(of(End::OomKilled, exit(9), Some("/it")).contains("OOM killer in control group /it"));
+    }
+
+    #[test]
+    fn a_comeback_is_counted() {
+        let back = |times| Comeback {
+            hold: 1,
+            end: End::Exit,
+            exit: Some(Exit::of_status(11)),
+            lost_at: at(480),
+            gap_ms: 4200,
+            times,
+            since: at(0),
+            cgroup: None,
+        };
+        assert_eq!(
+            comeback(&back(3)),
+            "it came back 4s after the same program had lost the port: its process was killed by signal 11 (SIGSEGV); that was the 3rd time in 8m"
+        );
+        assert!(!comeback(&back(1)).contains("time in"));
+        assert_eq!(
+            ["1st", "2nd", "11th", "22nd"],
+            [1, 2, 11, 22].map(ordinal).each_ref().map(String::as_str)
+        );
+    }
+}
