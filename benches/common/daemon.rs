@@ -39,7 +39,7 @@ impl Daemon {
         let (socket, log) = (directory.join("sniffer.sock"), directory.join("daemon.log"));
         let configuration = directory.join("config.toml");
         let text = format!(
-            "[control]\nsocket = \"{}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n[history]\npath = \"{}\"\n\n[agent]\nstate = \"\"\n\n{more}",
+            "[control]\nsocket = \"{}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n[history]\npath = \"{}\"\nmax_size = \"64GiB\"\n\n[agent]\nstate = \"\"\n\n{more}",
             socket.display(),
             directory.join("history.db").display()
         );
@@ -80,6 +80,11 @@ impl Daemon {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
+    }
+
+    /// Where its metrics and its page are served.
+    pub(crate) fn metrics(&self) -> String {
+        self.metrics.to_string()
     }
 
     /// A metric of a source; 0 where it is not there.

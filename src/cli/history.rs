@@ -32,7 +32,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "NETNS")]
     netns: Option<String>,
     /// So many at the most, the newest
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 100)]
     limit: u32,
     /// Read this file, and ask no daemon
     #[arg(long, value_name = "FILE")]
@@ -167,7 +167,7 @@ pub(super) fn past<T: serde::de::DeserializeOwned>(
     }
     let none = || "no sniffer daemon answers, and history.path is empty: nothing is remembered".to_owned();
     let file = db.map(Path::to_owned).or(settings.history).ok_or_else(none)?;
-    let reader = Reader::open(&file).map_err(|why| match db {
+    let reader = Reader::open_mapped(&file).map_err(|why| match db {
         Some(_) => why.to_string(),
         None => format!("no sniffer daemon answers, and {why}: start one with `sniffer daemon` or `systemctl start sniffer`"),
     })?;

@@ -249,7 +249,7 @@ impl Engine {
 
     /// That it is a listener that had been lost.
     fn comeback(&self, cookie: u64, step: SignedDuration) -> Option<Comeback> {
-        let mut back = self.holds.of_socket(cookie)?.comeback.clone()?;
+        let mut back = self.holds.of_socket(cookie)?.comeback.as_deref()?.clone();
         (back.lost_at, back.since) = (moved(back.lost_at, step), moved(back.since, step));
         Some(back)
     }

@@ -68,7 +68,7 @@ pub fn timeline(
 
 /// The jobs that a timeline names.
 pub fn jobs(timeline: &Timeline) -> Vec<Job> {
-    let of_holds = timeline.holds.iter().filter_map(|hold| hold.job.as_ref());
+    let of_holds = timeline.holds.iter().filter_map(|hold| hold.job.as_deref());
     let of_losers = timeline.conflicts.iter().filter_map(|conflict| conflict.loser.job.as_ref());
     let mut jobs: Vec<Job> = of_holds.chain(of_losers).cloned().collect();
     jobs.sort_by(|one, other| (&one.ci, &one.id, &one.url).cmp(&(&other.ci, &other.id, &other.url)));

@@ -21,7 +21,7 @@ use crate::model::process::{Ancestor, Exit, Holder};
 use crate::model::target::Target;
 
 /// Ports of a range that are looked up one by one; of a wider one all holds of the time are looked through.
-const FEW_PORTS: usize = 64;
+const FEW_PORTS: usize = 16;
 
 /// What is asked for. Everything given must be met.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,6 +61,15 @@ impl Reader {
         open_to_read(path).map(|connection| Reader { connection })
     }
 
+    /// The same for a program that ends with its answer: the file is mapped, which spares most system calls. A file that is cut
+    /// short meanwhile ends that program, so the daemon does not do it.
+    pub fn open_mapped(path: &Path) -> Result<Self, Unkept> {
+        let reader = Reader::open(path)?;
+        let mapped = reader.connection.pragma_update(None, "mmap_size", i64::MAX);
+        mapped.map_err(|error| Unkept::of(path, &error))?;
+        Ok(reader)
+    }
+
     /// The oldest moment that is remembered. Errors: SQLite's.
     pub fn kept_since(&self) -> rusqlite::Result<Option<Timestamp>> {
         let first = |sql: &str| {
@@ -83,20 +92,24 @@ impl Reader {
     /// Holds that meet what is asked. Errors: SQLite's.
     pub fn holds(&self, asked: &Asked) -> rusqlite::Result<Shown<Hold>> {
         let rows = Rows::new(&self.connection);
+        let limit = asked.limit.unwrap_or(usize::MAX);
         let mut found = Vec::new();
         for (sql, values) in plans(asked) {
             let mut statement = self.connection.prepare_cached(&sql)?;
             let mut read =
                 statement.query(params_from_iter(values.iter().map(|value| value as &dyn ToSql)))?;
-            while let Some(row) = read.next()? {
+            // The newest come first: of a busy port there may be far more than are shown, and those are never read.
+            let mut enough = 0;
+            while enough <= limit
+                && let Some(row) = read.next()?
+            {
                 if rows.place(row)?.is_some_and(|place| meets(asked, &place)) {
                     found.push(Found::of(row)?);
+                    enough += 1;
                 }
             }
         }
-        // Sorted before they are described: of a busy port there may be far more than are shown.
         found.sort_unstable_by_key(|row| (row.since, row.id));
-        let limit = asked.limit.unwrap_or(usize::MAX);
         let truncated = found.len() > limit;
         let newest = found.split_off(found.len().saturating_sub(limit));
         let found = newest.into_iter().map(|row| rows.described(row).map(|(hold, _)| hold));
@@ -227,7 +240,7 @@ fn plans(asked: &Asked) -> Vec<(String, Vec<i64>)> {
             Some(ports) => {
                 let sql = format!(
                     "SELECT {COLUMNS} FROM hold INDEXED BY hold_port
-                        WHERE port = ? AND class = ? AND since BETWEEN ? AND ? AND {ends}"
+                        WHERE port = ? AND class = ? AND since BETWEEN ? AND ? AND {ends} ORDER BY since DESC"
                 );
                 plans.extend(
                     ports.clone().map(|port| (sql.clone(), vec![port.into(), class, from, until, since])),
@@ -236,7 +249,7 @@ fn plans(asked: &Asked) -> Vec<(String, Vec<i64>)> {
             None => {
                 let sql = format!(
                     "SELECT {COLUMNS} FROM hold INDEXED BY hold_time
-                        WHERE class = ? AND since BETWEEN ? AND ? AND {ends} AND port BETWEEN ? AND ?"
+                        WHERE class = ? AND since BETWEEN ? AND ? AND {ends} AND port BETWEEN ? AND ? ORDER BY since DESC"
                 );
                 plans.push((sql, vec![class, from, until, since, first, last]));
             }
@@ -276,7 +289,7 @@ fn parsed<T: DeserializeOwned>(body: &str) -> Option<T> {
 }
 
 /// A job, with what tells it from all others.
-type Identified = (JobKey, Option<Job>);
+type Identified = (JobKey, Option<Arc<Job>>);
 
 /// Rows turned into holds; what many share is read once.
 pub(super) struct Rows<'a> {
@@ -372,7 +385,7 @@ impl<'a> Rows<'a> {
         let job = statement
             .query_row([id], |row| {
                 let key = JobKey { ci: row.get(0)?, id: row.get(1)? };
-                Ok((key, parsed::<Job>(row.get_ref(2)?.as_str()?)))
+                Ok((key, parsed(row.get_ref(2)?.as_str()?)))
             })
             .optional()?;
         self.jobs.borrow_mut().insert(id, job.clone());

@@ -40,11 +40,11 @@ pub(super) struct Place {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct More {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) nat: Option<Nat>,
+    pub(super) nat: Option<Box<Nat>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) cgroup: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) comeback: Option<Comeback>,
+    pub(super) comeback: Option<Box<Comeback>>,
     /// It was there before the agent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) older: bool,
@@ -217,7 +217,7 @@ impl Batch<'_, '_> {
         let place = self.text(&Place { kind, protocol, address, netns })?;
         let holder = hold.holder.as_ref().map(|holder| self.process(holder)).transpose()?;
         let job = match (job, &hold.job) {
-            (Some(key), job) => Some(self.job(key, job.as_ref(), false)?),
+            (Some(key), job) => Some(self.job(key, job.as_deref(), false)?),
             (None, Some(job)) => {
                 Some(self.job(&JobKey { ci: job.ci.clone(), id: job.id.clone() }, Some(job), false)?)
             }

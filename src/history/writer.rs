@@ -23,6 +23,8 @@ const ALIVE_EVERY: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(5);
 /// Old records are looked for this often.
 const CLEAN_EVERY: Duration = Duration::from_secs(60);
+/// The end waits this long for what is left.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Whoever asks waits this long for what was told before.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(1500);
 
@@ -35,7 +37,9 @@ pub struct Standing {
     pub events: u64,
     /// Bytes of the file.
     pub bytes: u64,
-    /// Records that were not written.
+    /// Records that were written.
+    pub written: u64,
+    /// Records that were not.
     pub lost: u64,
 }
 
@@ -51,6 +55,7 @@ struct Queue {
     /// Whether somebody waits for what is in the queue.
     hurry: bool,
     ends: bool,
+    ended: bool,
 }
 
 /// The way to the thread. Cheap to clone.
@@ -95,7 +100,8 @@ impl Recorder {
         writer.shared.lock().wants_all = false;
         if let Err(error) = std::thread::Builder::new().name("history".to_owned()).spawn(move || writer.run())
         {
-            recorder.0.lock().standing.why = Some(format!("no thread could be started: {error}"));
+            let mut queue = recorder.0.lock();
+            (queue.standing.why, queue.ended) = (Some(format!("no thread could be started: {error}")), true);
         }
         (recorder, left)
     }
@@ -147,11 +153,12 @@ impl Recorder {
         let _ = self.0.written.wait_timeout_while(queue, FLUSH_TIMEOUT, waits);
     }
 
-    /// Writes what is left, and ends the thread.
+    /// Has the thread write what is left and end, and waits for it, but not for ever: a disk may be slow.
     pub fn end(&self) {
-        self.flush();
-        self.0.lock().ends = true;
+        let mut queue = self.0.lock();
+        queue.ends = true;
         self.0.filled.notify_one();
+        let _ = self.0.written.wait_timeout_while(queue, END_TIMEOUT, |queue| !queue.ended);
     }
 }
 
@@ -167,8 +174,7 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) {
-        loop {
-            let Some(batch) = self.gather() else { return };
+        while let Some(batch) = self.gather() {
             let now = Instant::now();
             if self.open.as_ref().is_some_and(|(guard, _)| !guard.is_there()) {
                 tracing::warn!("{} was taken away; a new one is begun", self.shared.path.display());
@@ -183,6 +189,10 @@ impl Writer {
                 self.clean();
             }
         }
+        // Closed before it is said, so that another may open it.
+        self.open = None;
+        self.shared.lock().ended = true;
+        self.shared.written.notify_all();
     }
 
     /// Waits for records, or for something else that is due; `None` at the end.
@@ -247,6 +257,7 @@ impl Writer {
         let mut queue = self.shared.lock();
         queue.done += done;
         queue.standing.lost += lost;
+        queue.standing.written += done - lost;
         queue.wants_all |= lost > 0;
         queue.standing.bytes = bytes;
         queue.standing.events = events.unwrap_or(queue.standing.events);

@@ -95,11 +95,11 @@ pub struct Hold {
     /// The process that bound it, else the first that was found to have it; null for rules, and where nobody was found.
     pub holder: Option<Arc<Holder>>,
     /// The job it belonged to.
-    pub job: Option<Job>,
+    pub job: Option<Arc<Job>>,
     /// The test it belonged to.
     pub test: Option<Arc<Test>>,
     /// The rule, for claims of NAT.
-    pub nat: Option<Nat>,
+    pub nat: Option<Box<Nat>>,
     /// When it was found to have leaked.
     pub leaked_at: Option<Timestamp>,
     /// How it ended; null while it goes on.
@@ -110,7 +110,7 @@ pub struct Hold {
     #[serde(default)]
     pub cgroup: Option<String>,
     /// Where it is a listener that had been lost.
-    pub comeback: Option<Comeback>,
+    pub comeback: Option<Box<Comeback>>,
 }
 
 impl Hold {

@@ -163,7 +163,12 @@ mod tests {
             since: at(0),
             cgroup: None,
         };
-        let back = Hold { from: at(424), comeback: Some(comeback), leaked_at: Some(at(500)), ..hold(2, 8) };
+        let back = Hold {
+            from: at(424),
+            comeback: Some(Box::new(comeback)),
+            leaked_at: Some(at(500)),
+            ..hold(2, 8)
+        };
         let answer = History {
             schema: 1,
             as_of: at(600),

@@ -354,7 +354,7 @@ mod tests {
             engine::agent::source::PROC,
             crate::engine::status::SourceStatus { up: true, why: None, took: None, events: 12, lost: 1 },
         );
-        let history = Standing { why: None, events: 12, bytes: 4096, lost: 3 };
+        let history = Standing { why: None, events: 12, bytes: 4096, written: 20, lost: 3 };
         let text = exposition(&status, &alerts, Some(&history), None, (200, 0)).unwrap();
         assert!(!text.contains('\u{1b}'));
         insta::assert_snapshot!(text);

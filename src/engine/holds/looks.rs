@@ -217,7 +217,7 @@ impl Engine {
     fn rule(&self, netns: NetnsKey, claim: &NatClaim, now: Timestamp, first: bool) -> Hold {
         let place = (claim.protocol, claim.address, *claim.ports.start());
         let mut hold = new(ClaimKind::NatRule, place, self.ports.netns(netns), (now, !first));
-        hold.nat = Some(claim.nat.clone());
+        hold.nat = Some(Box::new(claim.nat.clone()));
         hold
     }
 

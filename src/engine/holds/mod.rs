@@ -132,7 +132,7 @@ impl HoldTable {
             None => {
                 self.last_id += 1;
                 hold.id = self.last_id;
-                hold.comeback = self.comeback(&hold);
+                hold.comeback = self.comeback(&hold).map(Box::new);
                 Open { job, dirty: false, described: false, hold }
             }
         };
