@@ -253,6 +253,13 @@ impl PortTable {
         )
     }
 
+    /// A namespace that is known, by its inode.
+    pub(super) fn netns_key(&self, inode: u64) -> Option<NetnsKey> {
+        // All of them are on one device.
+        let device = self.netns.keys().next()?.device;
+        Some(NetnsKey { device, inode }).filter(|key| self.netns.contains_key(key))
+    }
+
     /// The same by the inode alone, as the kernel's events name a namespace.
     pub(super) fn netns_of_inode(&self, inode: u64) -> Netns {
         let known =

@@ -10,6 +10,8 @@ mod query;
 mod retention;
 mod schema;
 mod store;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use query::{Asked, Reader, Shown};

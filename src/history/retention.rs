@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use rusqlite::Connection;
 
 use super::schema::{CLASSES, number};
 use super::store::{Store, meta};
@@ -13,7 +12,9 @@ use super::{guard, micros, moment};
 /// Rows that are taken out in one transaction: records wait for it.
 const STEP_ROWS: i64 = 2000;
 /// Pages that are given back in one.
-const STEP_PAGES: i64 = 1000;
+const STEP_PAGES: i64 = 500;
+/// Free pages that are kept: the next records take them.
+const SPARE_PAGES: i64 = 50;
 /// A round of cleaning takes no longer; the next one goes on.
 const ROUND: Duration = Duration::from_millis(200);
 /// Rows named by others were marked within this time before (see `MARK_AGAIN` of the store, and its caches).
@@ -54,7 +55,7 @@ impl Store {
         if !unfinished && (removed > 0 || too_large) {
             self.forget_unnamed(cutoff)?;
         }
-        self.give_back(end)?;
+        self.give_back(end, too_large)?;
         Ok(unfinished || (too_large && removed > 0))
     }
 
@@ -154,18 +155,18 @@ impl Store {
     }
 
     /// Gives free pages back to the file system.
-    fn give_back(&self, end: Instant) -> rusqlite::Result<()> {
-        while number(&self.connection, "freelist_count")? > STEP_PAGES {
-            self.connection.execute_batch(&format!("PRAGMA incremental_vacuum({STEP_PAGES})"))?;
+    fn give_back(&self, end: Instant, too_large: bool) -> rusqlite::Result<()> {
+        while number(&self.connection, "freelist_count")? > SPARE_PAGES {
+            // Each step gives one page back.
+            let mut vacuum = self.connection.prepare(&format!("PRAGMA incremental_vacuum({STEP_PAGES})"))?;
+            let mut rows = vacuum.query([])?;
+            while rows.next()?.is_some() {}
             if Instant::now() >= end {
                 break;
             }
         }
-        checkpoint(&self.connection)
+        // The log is moved into the file, which shrinks with that. Readers that are in the way make it wait.
+        let how = if too_large { "TRUNCATE" } else { "PASSIVE" };
+        self.connection.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |_| Ok(()))
     }
-}
-
-/// Moves the log into the file, so that the file shrinks; readers that are in the way make that wait.
-fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
 }

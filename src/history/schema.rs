@@ -92,6 +92,9 @@ pub(super) fn open(path: &Path) -> Result<Connection, Unkept> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(of)?;
     connection.busy_timeout(std::time::Duration::from_millis(500)).map_err(of)?;
+    // References say what a number means. To have each checked costs a look-up for each, and a walk through all holds for each row that
+    // goes.
+    connection.pragma_update(None, "foreign_keys", false).map_err(of)?;
     let is_new = number(&connection, "schema_version").map_err(of)? == 0;
     if is_new {
         connection.execute_batch(TABLES).map_err(of)?;

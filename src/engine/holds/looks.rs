@@ -82,33 +82,41 @@ impl Engine {
     /// What a look knows better of holds that go on: kind, holder, job, and whether it has leaked.
     fn update_holds(&mut self, findings: &Findings) {
         let mut changed = Vec::new();
-        for entry in self.ports.entries() {
-            let key = entry.socket.key;
-            let Some(open) = self.holds.open.get(&HoldKey::Socket(key.cookie)) else { continue };
+        for (key, open) in &self.holds.open {
+            let Some(entry) = self.entry_of(key, &open.hold) else { continue };
             let hold = &open.hold;
             let described = entry.holders.iter().any(|held| findings.described.contains_key(held));
             let leaked = entry.verdict == Some(Verdict::Leaked) && hold.leaked_at.is_none();
+            let netns = || self.ports.netns(entry.socket.key.netns);
             let change = Change {
                 kind: Some(entry.socket.kind()).filter(|kind| *kind != hold.kind),
-                netns: Some(self.ports.netns(key.netns)).filter(|netns| hold.netns.name != netns.name),
-                holder: if described && !open.described {
-                    self.better_holder(entry, open, findings)
-                } else {
-                    None
-                },
+                netns: hold.netns.name.is_none().then(netns).filter(|netns| netns.name.is_some()),
+                holder: (described && !open.described)
+                    .then(|| self.better_holder(entry, open, findings))
+                    .flatten(),
                 job: entry.job.clone().filter(|_| open.job.is_none()),
                 leaked_at: leaked.then_some(findings.taken_at),
             };
+            let last = entry.holders.iter().map(|held| held.pid).find(|pid| *pid != 1);
+            if change != Change::default() || last != open.last {
+                changed.push((key.clone(), change, last));
+            }
+        }
+        for (key, change, last) in changed {
+            let Some(open) = self.holds.open.get_mut(&key) else { continue };
+            open.last = last.or(open.last);
             if change != Change::default() {
-                changed.push((HoldKey::Socket(key.cookie), change));
-            }
-        }
-        for (key, change) in changed {
-            if let Some(open) = self.holds.open.get_mut(&key) {
                 open.take(change);
+                self.holds.touch(&key);
             }
-            self.holds.touch(&key);
         }
+    }
+
+    /// The socket of a hold, as it was seen last.
+    fn entry_of(&self, key: &HoldKey, hold: &Hold) -> Option<&Entry> {
+        let HoldKey::Socket(cookie) = *key else { return None };
+        let netns = self.ports.netns_key(hold.netns.inode)?;
+        self.ports.get(&SocketKey { netns, cookie })
     }
 
     /// The process that is shown already, as it was described now; where none is, the oldest.
@@ -121,17 +129,16 @@ impl Engine {
 
     /// The sockets whose holders have yet to be described.
     pub(in crate::engine) fn undescribed_holds(&self) -> HashSet<SocketKey> {
-        let entries = self.ports.entries().filter(|entry| !entry.holders.is_empty());
-        let of = |entry: &&Entry| self.holds.open.get(&HoldKey::Socket(entry.socket.key.cookie));
-        entries
-            .filter(|entry| of(entry).is_some_and(|open| !open.described))
+        let undescribed = self.holds.open.iter().filter(|(_, open)| !open.described);
+        undescribed
+            .filter_map(|(key, open)| self.entry_of(key, &open.hold))
+            .filter(|entry| !entry.holders.is_empty())
             .map(|entry| entry.socket.key)
             .collect()
     }
 
     /// Ends holds whose sockets are no more and whose close nobody told: by what became of their processes.
     fn end_missing(&mut self, findings: &Findings) {
-        let alive: HashSet<u64> = self.ports.entries().map(|entry| entry.socket.key.cookie).collect();
         let namespaces: HashSet<u64> = findings.namespaces.iter().map(|netns| netns.key.inode).collect();
         let read: HashSet<u64> = findings
             .namespaces
@@ -140,13 +147,17 @@ impl Engine {
             .map(|netns| netns.key.inode)
             .collect();
         let deep = findings.query.depth == Depth::Everything;
-        // What may have begun after the look was taken, or what the look would not have shown, says nothing.
-        let shown = |hold: &Hold| deep || hold.kind == ClaimKind::Listener;
+        // What may have begun after the look was taken, or what the look would not have shown, says nothing; nor does a listener that
+        // listens no more and is bound still, as far as was told.
+        let shown = |cookie, hold: &Hold| {
+            deep || (hold.kind == ClaimKind::Listener && self.binds.get(cookie).is_none())
+        };
         let missing = |key: &HoldKey, open: &Open| {
             let HoldKey::Socket(cookie) = key else { return false };
-            let netns_gone = findings.all_netns && !namespaces.contains(&open.hold.netns.inode);
-            let looked = read.contains(&open.hold.netns.inode) && shown(&open.hold);
-            open.hold.from < findings.taken_at && !alive.contains(cookie) && (netns_gone || looked)
+            let hold = &open.hold;
+            let netns_gone = findings.all_netns && !namespaces.contains(&hold.netns.inode);
+            let looked = read.contains(&hold.netns.inode) && shown(*cookie, hold);
+            (netns_gone || looked) && hold.from < findings.taken_at && self.entry_of(key, hold).is_none()
         };
         let gone: Vec<HoldKey> = self
             .holds
@@ -158,7 +169,8 @@ impl Engine {
         for key in gone {
             let Some(open) = self.holds.open.get(&key) else { continue };
             let netns_gone = !namespaces.contains(&open.hold.netns.inode);
-            let last = open.hold.holder.as_ref().map(|holder| holder.pid);
+            // Whoever bound it may have left it to another long ago.
+            let last = open.last.or(open.hold.holder.as_ref().map(|holder| holder.pid));
             let ended = last.and_then(|pid| self.ends.of(pid)).cloned();
             let lives = last.is_some_and(|pid| self.processes.start(pid).is_some());
             let until = ended.as_ref().map_or(findings.taken_at, |ended| ended.at);

@@ -42,6 +42,8 @@ struct Open {
     dirty: bool,
     /// Whether its holder was described for people.
     described: bool,
+    /// A process that had it open at the last look.
+    last: Option<u32>,
 }
 
 /// What a look knows better of a hold.
@@ -128,12 +130,14 @@ impl HoldTable {
 
     fn begin(&mut self, key: HoldKey, mut hold: Hold, job: Option<JobKey>) {
         let open = match self.kept.remove(&key).filter(|kept| is_same(&kept.hold, &hold)) {
-            Some(kept) => Open { job: kept.job.or(job), dirty: false, described: true, hold: kept.hold },
+            Some(kept) => {
+                Open { job: kept.job.or(job), dirty: false, described: true, last: None, hold: kept.hold }
+            }
             None => {
                 self.last_id += 1;
                 hold.id = self.last_id;
                 hold.comeback = self.comeback(&hold).map(Box::new);
-                Open { job, dirty: false, described: false, hold }
+                Open { job, dirty: false, described: false, last: None, hold }
             }
         };
         self.open.insert(key.clone(), open);
