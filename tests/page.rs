@@ -61,6 +61,15 @@ impl Page {
         self.ask(json!({"do": "eval", "expression": expression}))
     }
 
+    /// Presses a key until this is true; answers whether it ever was.
+    #[track_caller]
+    fn press(&mut self, key: &str, until: &str) -> bool {
+        (0..40).any(|_| {
+            self.ask(json!({"do": "press", "key": key}));
+            self.eval(until) == true
+        })
+    }
+
     /// Nothing went wrong since it was opened: no error, no forbidden content, no failed request.
     #[track_caller]
     fn assert_sound(&mut self) {
@@ -175,14 +184,13 @@ fn it_can_be_used_by_keyboard_on_a_phone_and_in_the_dark() {
     // From the head to a bar, into the details, and back to where one was.
     page.eval("document.querySelector('#filter').focus()");
     let on_a_bar = "document.activeElement.matches('[data-hold], [data-conflict]')";
-    let mut press = |key: &str, until: &str| {
-        (0..40).any(|_| {
-            page.ask(json!({"do": "press", "key": key}));
-            page.eval(until) == true
-        })
-    };
-    assert!(press("Tab", "document.activeElement.closest('.lane') !== null"), "the timeline is one stop");
-    assert!(press("ArrowRight", on_a_bar), "a bar is reached");
+    assert!(page.press("Tab", "document.activeElement.closest('svg') !== null"), "the timeline is reached");
+    assert_eq!(
+        page.eval("document.activeElement.closest('.lane') !== null"),
+        true,
+        "and is no stop by itself"
+    );
+    assert!(page.press("ArrowRight", on_a_bar), "a bar is reached");
     page.ask(json!({"do": "press", "key": "Enter"}));
     page.wait("#details:not([hidden])");
     page.ask(json!({"do": "press", "key": "Escape"}));

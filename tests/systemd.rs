@@ -227,6 +227,14 @@ fn a_killed_agent_comes_back_and_answers() {
     assert_eq!(host.show("NRestarts"), "1");
     let answer = host.ask_as_nobody(8081);
     assert_eq!((&answer["source"], &answer["claims"][0]["port"]), (&"daemon".into(), &8081.into()));
+    // What it remembered before it was killed is one with what goes on; the file is the service's, and for its group.
+    let history =
+        host.run("setpriv --reuid=nobody --regid=nogroup --clear-groups sniffer history 8081 --json");
+    let history: Value = serde_json::from_slice(&history.stdout).unwrap();
+    let holds = history["holds"].as_array().unwrap();
+    assert!(holds.len() == 1 && holds[0]["until"].is_null(), "{history:#}");
+    let file = text(&host.run("stat -c '%U:%G %a' /var/lib/sniffer/history.db").stdout);
+    assert_eq!(file.trim(), "sniffer:sniffer 640");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a busy CI host gives to remember, made up: jobs whose processes hold four ports each, mostly for a short time; a tenth of the
 //! holds are told twice, since they last; one in a thousand is a refusal, with both sides in full.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -34,7 +35,8 @@ pub(crate) struct Events {
     holder: Arc<Holder>,
     test: Arc<Test>,
     job: Arc<Job>,
-    lasting: Vec<(Hold, Option<JobKey>)>,
+    /// By their ends.
+    lasting: BTreeMap<(Option<Timestamp>, u64), (Hold, Option<JobKey>)>,
 }
 
 impl Events {
@@ -49,7 +51,7 @@ impl Events {
             holder: Arc::new(holder(0, began)),
             test: Arc::new(test(0)),
             job: Arc::new(job(0, began)),
-            lasting: Vec::new(),
+            lasting: BTreeMap::new(),
         }
     }
 
@@ -72,12 +74,13 @@ impl Events {
     pub(crate) fn some(&mut self, count: usize) -> Vec<(Record, Option<JobKey>)> {
         let mut records = Vec::with_capacity(count);
         while records.len() < count {
-            match self.lasting.first().map(|(hold, _)| hold.until < Some(self.now())) {
-                Some(true) => {
-                    let (hold, job) = self.lasting.swap_remove(0);
+            let now = Some(self.now());
+            match self.lasting.first_entry().filter(|first| first.key().0 < now) {
+                Some(over) => {
+                    let (hold, job) = over.remove();
                     records.push(record(hold, job));
                 }
-                _ => records.push(self.next()),
+                None => records.push(self.next()),
             }
         }
         records
@@ -85,7 +88,7 @@ impl Events {
 
     /// The ends of all that last.
     pub(crate) fn rest(&mut self) -> Vec<(Record, Option<JobKey>)> {
-        std::mem::take(&mut self.lasting).into_iter().map(|(hold, job)| record(hold, job)).collect()
+        std::mem::take(&mut self.lasting).into_values().map(|(hold, job)| record(hold, job)).collect()
     }
 
     fn next(&mut self) -> (Record, Option<JobKey>) {
@@ -118,7 +121,7 @@ impl Events {
         };
         if lasted > SignedDuration::from_secs(2) {
             hold.leaked_at = None;
-            self.lasting.push((ended, key.clone()));
+            self.lasting.insert((ended.until, ended.id), (ended, key.clone()));
             return record(hold, key);
         }
         record(ended, key)

@@ -27,7 +27,7 @@ pub(super) fn run(since: Option<&str>, db: Option<&Path>, json: bool) -> Result<
         found.incomplete.extend(gap);
         Ok(found)
     })?;
-    if answer.watched_since.is_none() && answer.remembered_since.is_none() {
+    if answer.watched_since.is_none() && answer.conflicts.is_empty() {
         // "None" from an agent that cannot see them is no answer.
         return Err(answer.incomplete.first().cloned().unwrap_or_default());
     }

@@ -30,11 +30,13 @@ pub fn history(reader: &Reader, asked: &Asked, now: Timestamp) -> rusqlite::Resu
 /// The document of `conflicts`, as far as the file knows. Errors: SQLite's.
 pub fn conflicts(reader: &Reader, since: Option<Timestamp>, now: Timestamp) -> rusqlite::Result<Conflicts> {
     let found = reader.conflicts(&Asked { since, ..Asked::default() })?.found;
+    let since = reader.kept_since()?.or(Some(now));
     Ok(Conflicts {
         schema: SCHEMA,
         as_of: now,
-        watched_since: None,
-        remembered_since: reader.kept_since()?.or(Some(now)),
+        // Whoever wrote the file watched then.
+        watched_since: since,
+        remembered_since: since,
         incomplete: Vec::new(),
         pending: 0,
         conflicts: found,

@@ -1,4 +1,4 @@
-//! The file in its directory: made for us alone, locked against a second agent, moved aside where it is damaged, and watched for
+//! The file in its directory: made for us and our group, locked against a second agent, moved aside where it is damaged, and watched for
 //! being taken away.
 
 use std::fs::{self, File, OpenOptions};
@@ -21,7 +21,7 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Makes the file where there is none, readable for its owner only: command lines are in it.
+    /// Makes the file where there is none, readable for its owner and group only: command lines are in it.
     pub(super) fn take(path: &Path) -> Result<Self, Unkept> {
         let failed = |error: io::Error| Unkept::failed(path, error);
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
@@ -50,7 +50,7 @@ impl Guard {
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     // Nobody is to lead it elsewhere.
-    options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.read(true).write(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW);
     options
 }
 

@@ -24,7 +24,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// Old records are looked for this often.
 const CLEAN_EVERY: Duration = Duration::from_secs(60);
 /// The end waits this long for what is left.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
+const END_TIMEOUT: Duration = Duration::from_secs(3);
 /// Whoever asks waits this long for what was told before.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(1500);
 

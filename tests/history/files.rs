@@ -298,12 +298,12 @@ fn a_full_disk_is_said_and_what_was_lost_is_counted() {
 
 #[test]
 #[ignore = "needs root"]
-fn the_file_is_for_its_owner_alone() {
+fn the_file_is_for_its_owner_and_group_alone() {
     use std::os::unix::fs::PermissionsExt;
     let daemon = Daemon::start("");
     for end in ["", "-wal", "-shm"] {
         let path = format!("{}{end}", database(&daemon).display());
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{path}");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640, "{path}");
     }
 }
 

@@ -28,12 +28,15 @@ impl Doubtful {
         self.told = told;
     }
 
-    pub(super) fn note(&mut self, hold: &Hold, key: &HoldKey, job: Option<&JobKey>) {
-        let killed =
-            hold.end == Some(End::Exit) && hold.exit.is_some_and(|exit| exit.signal == Some(Exit::KILL));
-        if !self.told && killed && cgroup(hold).is_some() && self.ended.len() < MAX {
+    /// A hold has ended; answers whether how is in doubt, until [`Doubtful::counted`] says it.
+    pub(super) fn note(&mut self, hold: &Hold, key: &HoldKey, job: Option<&JobKey>) -> bool {
+        let killed = hold.exit.is_some_and(|exit| exit.signal == Some(Exit::KILL));
+        let doubtful = !self.told && hold.end == Some(End::Exit) && killed && cgroup(hold).is_some();
+        let noted = doubtful && self.ended.len() < MAX;
+        if noted {
             self.ended.push((hold.clone(), key.clone(), job.cloned()));
         }
+        noted
     }
 
     /// The control groups whose counters are to be read: those of the open holds, and of those in doubt.
@@ -46,8 +49,8 @@ impl Doubtful {
         distinct.into_iter().map(str::to_owned).collect()
     }
 
-    /// The counters were read: answers the holds that the OOM killer ended. Where it killed fewer than were killed nobody knows
-    /// whom, and nothing is said.
+    /// The counters were read: answers what was in doubt, as it is known now. Where fewer were killed by the OOM killer than were
+    /// killed nobody knows which, and it is said of none.
     pub(super) fn counted(&mut self, now: &HashMap<String, u64>) -> Vec<(Hold, HoldKey, Option<JobKey>)> {
         let mut pids: HashMap<String, HashSet<u32>> = HashMap::new();
         for (hold, ..) in &self.ended {
@@ -60,10 +63,11 @@ impl Doubtful {
             Some(rise > 0 && rise >= pids.get(cgroup)?.len() as u64)
         };
         let mut found: Vec<_> = std::mem::take(&mut self.ended);
-        found.retain(|(hold, ..)| cgroup(hold).and_then(by_oom) == Some(true));
         for (hold, ..) in &mut found {
-            hold.end = Some(End::OomKilled);
-            hold.cgroup = cgroup(hold).map(str::to_owned);
+            if cgroup(hold).and_then(by_oom) == Some(true) {
+                hold.end = Some(End::OomKilled);
+                hold.cgroup = cgroup(hold).map(str::to_owned);
+            }
         }
         self.kills.clone_from(now);
         found
@@ -87,9 +91,15 @@ mod tests {
         let counted = |kills| HashMap::from([("/a".to_owned(), kills)]);
         assert_eq!(doubtful.counted(&counted(before)), []);
         for hold in ends {
-            doubtful.note(hold, &HoldKey::Socket(hold.id), None);
+            assert!(doubtful.note(hold, &HoldKey::Socket(hold.id), None));
         }
-        doubtful.counted(&counted(now)).into_iter().map(|(hold, ..)| hold.id).collect()
+        let known = doubtful.counted(&counted(now));
+        assert_eq!(known.len(), ends.len(), "nothing stays in doubt");
+        known
+            .into_iter()
+            .filter(|(hold, ..)| hold.end == Some(End::OomKilled))
+            .map(|(hold, ..)| hold.id)
+            .collect()
     }
 
     #[test]
@@ -107,7 +117,7 @@ mod tests {
         );
         let mut told = Doubtful::default();
         told.are_told(true);
-        told.note(&two[0], &HoldKey::Socket(1), None);
+        assert!(!told.note(&two[0], &HoldKey::Socket(1), None));
         assert!(told.ended.is_empty() && told.wanted(two.iter()).is_empty());
     }
 }

@@ -181,8 +181,14 @@ impl Engine {
     /// What was killed, and by the OOM killer, as its counters show.
     fn count_kills(&mut self, findings: &Findings) {
         for (hold, key, job) in self.holds.doubtful.counted(&findings.oom_kills) {
-            self.holds.note_loss(&hold);
-            self.holds.ended.push((hold, key, job));
+            let end = hold.end.unwrap_or(End::Unknown);
+            if hold.is_lost() {
+                self.counters.lost_listener(end);
+            }
+            if end == End::OomKilled {
+                self.holds.amend_loss(&hold);
+                self.holds.ended.push((hold, key, job));
+            }
         }
     }
 

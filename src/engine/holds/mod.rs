@@ -151,6 +151,7 @@ impl HoldTable {
         }
     }
 
+    /// Ends a hold; answers it, if its end is known.
     fn finish(&mut self, key: &HoldKey, until: Timestamp, (end, exit): (End, Option<Exit>)) -> Option<&Hold> {
         let Open { mut hold, job, .. } = self.open.remove(key)?;
         hold.until = Some(until.max(hold.from));
@@ -160,13 +161,14 @@ impl HoldTable {
         if hold.is_lost() {
             self.note_loss(&hold);
         }
-        self.doubtful.note(&hold, key, job.as_ref());
+        // One whose end is in doubt is counted when that is known.
+        let doubtful = self.doubtful.note(&hold, key, job.as_ref());
         if self.ended.len() >= MAX_WAITING {
             self.lost_records += 1;
             return None;
         }
         self.ended.push((hold, key.clone(), job));
-        self.ended.last().map(|(hold, ..)| hold)
+        self.ended.last().map(|(hold, ..)| hold).filter(|_| !doubtful)
     }
 
     fn note_loss(&mut self, hold: &Hold) {
@@ -180,6 +182,15 @@ impl HoldTable {
             if self.losses.len() < MAX_LOSSES || self.losses.contains_key(&place) {
                 let before = self.losses.remove(&place);
                 self.losses.insert(place, Losses::with(before, hold.clone(), at));
+            }
+        }
+    }
+
+    /// How one was lost is known better now.
+    fn amend_loss(&mut self, hold: &Hold) {
+        for place in places(hold) {
+            if let Some(losses) = self.losses.get_mut(&place).filter(|losses| losses.last.id == hold.id) {
+                losses.last = hold.clone();
             }
         }
     }
