@@ -237,6 +237,41 @@ fn refusals_are_remembered_across_a_restart_with_their_count() {
     assert_eq!((code, told), (0, Some(&before)));
 }
 
+#[test]
+#[ignore = "needs root"]
+fn a_loop_that_binds_and_closes_does_not_fill_the_history() {
+    let daemon = Daemon::start("");
+    let [port] = ports_of_ones_own();
+    drop(Tree::holder(&["with:reuseaddr", &format!("churn:5000:tcp:127.0.0.1:{port}")]));
+    let left_out = eventually("the rest is counted", || {
+        daemon.metric("sniffer_history_left_out_total").filter(|left_out| *left_out > 3000.0)
+    });
+    let (_, document) = json(&mut daemon.ask(&["history", &port.to_string(), "--limit", "9999"]));
+    let remembered = document["holds"].as_array().unwrap().len();
+    assert!((100..2000).contains(&remembered), "{remembered} are remembered, {left_out} are not");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn on_an_address_that_others_reach_the_page_is_served_only_where_that_is_wanted() {
+    let status = |more: &str| {
+        let mut daemon = Daemon::start("");
+        daemon.child.kill().unwrap();
+        daemon.child.wait().unwrap();
+        let config = daemon.directory.path().join("config.toml");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let port = daemon.metrics.rsplit_once(':').unwrap().1;
+        let open = format!("metrics.listen = \"0.0.0.0:{port}\"\n{more}");
+        let closed = format!("metrics.listen = \"{}\"", daemon.metrics);
+        std::fs::write(&config, text.replace(&closed, &open)).unwrap();
+        daemon.crash_and_restart();
+        let of = |path: &str| daemon.get(path).unwrap().0;
+        (of("/metrics"), of("/"), of("/v1/timeline"))
+    };
+    assert_eq!(status(""), (200, 404, 404));
+    assert_eq!(status("metrics.page = true"), (200, 200, 200));
+}
+
 /// Everything that a `sqlite3` without us would read.
 #[test]
 #[ignore = "needs root"]

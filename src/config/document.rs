@@ -65,6 +65,7 @@ fn metrics(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mi
     if let Some(max) = table.integer("max_series", mistakes, 1..=100_000) {
         settings.max_series = usize::try_from(max).unwrap_or(usize::MAX);
     }
+    settings.page = table.boolean("page", mistakes).or(settings.page);
     table.finish_here(mistakes);
 }
 

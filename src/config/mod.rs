@@ -46,6 +46,8 @@ pub struct Settings {
     pub listen: Option<SocketAddr>,
     /// Cap of `sniffer_leaked_listener_info`.
     pub max_series: usize,
+    /// Whether the page is served beside the metrics; `None` where nobody but this host can ask.
+    pub page: Option<bool>,
     /// Source of events.
     pub events: Events,
     /// Time between two looks.
@@ -83,6 +85,7 @@ impl Default for Settings {
             socket_mode: 0o666,
             listen: Some(SocketAddr::from(([127, 0, 0, 1], 9817))),
             max_series: 200,
+            page: None,
             events: Events::Auto,
             interval: Duration::from_secs(2),
             nat: true,

@@ -18,6 +18,8 @@ pub struct Counters {
     pub attribution_failures: BTreeMap<&'static str, u64>,
     /// Listeners that were lost, by how.
     pub lost_listeners: BTreeMap<&'static str, u64>,
+    /// Brief holds that were not remembered, since their process made too many.
+    pub left_out: u64,
     /// Refused binds, each attempt.
     pub conflicts: BTreeMap<(Protocol, Cause), u64>,
 }
@@ -30,6 +32,10 @@ impl Counters {
 
     pub(super) fn lost_listener(&mut self, end: End) {
         *self.lost_listeners.entry(end.as_str()).or_insert(0) += 1;
+    }
+
+    pub(super) fn left_out(&mut self) {
+        self.left_out += 1;
     }
 
     pub(super) fn conflicted(&mut self, protocol: Protocol, cause: Cause, attempts: u64) {

@@ -105,7 +105,7 @@ pub fn exposition(
     page.alerts(alerts)?;
     page.sources(status)?;
     if let Some(history) = history {
-        page.history(history)?;
+        page.history(history, status)?;
     }
     if let Some(usage) = usage {
         page.process(usage)?;
@@ -247,7 +247,7 @@ impl Page {
         Ok(())
     }
 
-    fn history(&self, history: &Standing) -> prometheus::Result<()> {
+    fn history(&self, history: &Standing, status: &Status) -> prometheus::Result<()> {
         let of = |name: &str, help: &str| self.gauges(name, help, &[]);
         for (name, help, value) in [
             ("sniffer_history_events", "Holds and refused binds that are remembered.", history.events),
@@ -259,6 +259,10 @@ impl Page {
         let help = "Records that the history could not take: no room, or a file that cannot be written.";
         let lost = self.counters("sniffer_history_lost_total", help, &[])?;
         lost.with_label_values::<&str>(&[]).inc_by(history.lost);
+        let help =
+            "Holds of milliseconds that were not remembered: one process made more than 100 in a second.";
+        let brief = self.counters("sniffer_history_left_out_total", help, &[])?;
+        brief.with_label_values::<&str>(&[]).inc_by(status.counters.left_out);
         Ok(())
     }
 

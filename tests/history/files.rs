@@ -279,7 +279,7 @@ fn a_full_disk_is_said_and_what_was_lost_is_counted() {
     let filler = mounted.0.join("filler");
     // Everything but what SQLite has already.
     let _ = fs::write(&filler, vec![0; 1 << 20]);
-    let churn = || drop(Tree::holder(&["churn:300:tcp:127.0.0.1:0"]));
+    let churn = || drop(Tree::holder(&["churn:90:tcp:127.0.0.1:0"]));
     eventually("it is full", || {
         churn();
         (daemon.metric("sniffer_history_up") == Some(0.0)).then_some(())

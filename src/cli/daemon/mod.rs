@@ -112,7 +112,11 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
     tokio::spawn(http::serve_unix(listener, control::router(past.clone())));
     if let Some(address) = settings.listen {
         let exporter = Exporter::new(agent.clone(), alerts.clone(), recorder.clone(), settings.max_series);
-        let router = metrics::router(exporter).merge(page::router(past));
+        let mut router = metrics::router(exporter);
+        // Command lines are on it: a Prometheus elsewhere is no reason to show them to its whole network.
+        if settings.page.unwrap_or(address.ip().is_loopback()) {
+            router = router.merge(page::router(past));
+        }
         tokio::spawn(serve_metrics(address, router, agent.clone()));
     }
     if settings.reap {

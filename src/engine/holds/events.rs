@@ -32,6 +32,10 @@ impl Engine {
         if bound.port == 0 || self.holds.open.contains_key(&key) || self.holds.open.len() >= MAX_OPEN {
             return;
         }
+        if bound.until.is_some() && !self.holds.takes_brief(bound.by.pid, bound.at) {
+            self.counters.left_out();
+            return;
+        }
         let kind = match bound.protocol {
             Protocol::Tcp if !listened => ClaimKind::Bound,
             _ => ClaimKind::Listener,

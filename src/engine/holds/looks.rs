@@ -201,7 +201,8 @@ impl Engine {
     fn follow_rules(&mut self, now: Timestamp) {
         let mut there = HashSet::new();
         let mut begun = Vec::new();
-        let first = self.holds.last_id == 0 && self.holds.open.is_empty();
+        // What is there at the first look is of unknown age.
+        let first = !std::mem::replace(&mut self.holds.followed, true);
         for (netns, claim) in self.nat.claims(|_| true) {
             let key = HoldKey::Rule(format!(
                 "{}/{}/{}/{}/{}/{}/{}",

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use kills::Doubtful;
 
@@ -26,8 +26,11 @@ use crate::model::target::Target;
 
 /// Open holds that are followed at the most.
 const MAX_OPEN: usize = 100_000;
-/// Records that wait to be taken: the agent's loop takes them several times a second.
-const MAX_WAITING: usize = 50_000;
+/// Records that wait to be taken: the agent's loop takes them five times a second, and has other things to do.
+const MAX_WAITING: usize = 10_000;
+/// Holds of milliseconds that one process may make in a second: a loop that binds and closes would push a week out of the history in
+/// minutes, and its first hundred say all there is to say.
+const MAX_BRIEF: u32 = 100;
 /// Ports whose last loss is remembered.
 const MAX_LOSSES: usize = 4096;
 /// Processes that are described and kept so: those that bind now.
@@ -106,6 +109,10 @@ pub(super) struct HoldTable {
     ended: Vec<(Hold, HoldKey, Option<JobKey>)>,
     lost_records: u64,
     doubtful: Doubtful,
+    /// When the second began in which a process made so many brief holds.
+    brief: HashMap<u32, (Timestamp, u32)>,
+    /// Whether a look was followed already.
+    followed: bool,
     losses: HashMap<Place, Losses>,
     /// From before a restart, until the first look shows which of them go on; with the last moment that agent lived.
     kept: HashMap<HoldKey, KeptHold>,
@@ -126,6 +133,19 @@ impl HoldTable {
     /// A process runs another program, has another name, or ended: it is described anew.
     pub(in crate::engine) fn forget_process(&mut self, pid: u32) {
         self.described.remove(&pid);
+    }
+
+    /// Whether one more hold of milliseconds of this process is to be remembered.
+    fn takes_brief(&mut self, pid: u32, at: Timestamp) -> bool {
+        if self.brief.len() >= MAX_DESCRIBED {
+            self.brief.clear();
+        }
+        let (began, count) = self.brief.entry(pid).or_insert((at, 0));
+        if at.duration_since(*began) >= SignedDuration::from_secs(1) {
+            (*began, *count) = (at, 0);
+        }
+        *count += 1;
+        *count <= MAX_BRIEF
     }
 
     fn begin(&mut self, key: HoldKey, mut hold: Hold, job: Option<JobKey>) {
