@@ -46,6 +46,11 @@ static TURNS: RwLock<()> = RwLock::new(());
 /// Tests that look at ports of their own share a daemon: its start costs more than most of them.
 static SHARED: Mutex<Weak<Daemon>> = Mutex::new(Weak::new());
 
+thread_local! {
+    /// Each test has a thread of its own. What was told before it began is another's, which had the same port.
+    static BEGAN: std::cell::Cell<jiff::Timestamp> = const { std::cell::Cell::new(jiff::Timestamp::UNIX_EPOCH) };
+}
+
 /// A daemon that others use too. It ends with the last of them.
 struct Watcher {
     daemon: Arc<Daemon>,
@@ -61,6 +66,7 @@ fn watcher() -> Watcher {
         *shared = Arc::downgrade(&daemon);
         daemon
     });
+    BEGAN.set(sniffer::kernel::clock::now());
     Watcher { daemon, _turn: turn }
 }
 
@@ -133,7 +139,10 @@ fn of_port(daemon: &Daemon, port: u16) -> Vec<Value> {
         let arguments = conflict["loser"]["cmdline"].as_array();
         arguments.is_some_and(|arguments| arguments.ends_with(&MARKER.map(Value::from)))
     };
-    all.retain(|conflict| conflict["port"] == port && !is_marker(conflict));
+    let began = BEGAN.get() - Duration::from_millis(100);
+    let is_ours =
+        |conflict: &Value| conflict["at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap() >= began;
+    all.retain(|conflict| conflict["port"] == port && !is_marker(conflict) && is_ours(conflict));
     all
 }
 

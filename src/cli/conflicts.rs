@@ -27,9 +27,9 @@ pub(super) fn run(since: Option<&str>, db: Option<&Path>, json: bool) -> Result<
         found.incomplete.extend(gap);
         Ok(found)
     })?;
-    if answer.watched_since.is_none() && answer.conflicts.is_empty() {
+    if answer.watched_since.is_none() && answer.conflicts.is_empty() && db.is_none() {
         // "None" from an agent that cannot see them is no answer.
-        return Err(answer.incomplete.first().cloned().unwrap_or_default());
+        return Err(answer.incomplete.first().cloned().unwrap_or_else(unseen));
     }
     printed(if json {
         report::print_json(&answer)
@@ -37,4 +37,9 @@ pub(super) fn run(since: Option<&str>, db: Option<&Path>, json: bool) -> Result<
         report::print(&report::conflicts(&answer, since, &zone))
     })?;
     Ok(if answer.conflicts.is_empty() { OTHERWISE } else { ANSWERED })
+}
+
+fn unseen() -> Failure {
+    "no sniffer daemon answers, and the last one saw no bind fail; it alone sees them: start it with `sniffer daemon` or `systemctl start sniffer`"
+        .to_owned()
 }

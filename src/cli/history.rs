@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use jiff::Timestamp;
 
 use super::ask::{Asked as Found, ask_path, encoded, settings};
 use super::{ANSWERED, Failure, OTHERWISE, printed};
@@ -171,11 +170,7 @@ pub(super) fn past<T: serde::de::DeserializeOwned>(
         Some(_) => why.to_string(),
         None => format!("no sniffer daemon answers, and {why}: start one with `sniffer daemon` or `systemctl start sniffer`"),
     })?;
-    let alive = document::unwatched(&reader, clock::now()).map_err(|error| error.to_string())?;
-    read(&reader, alive.map(unwatched))
-}
-
-fn unwatched(alive: Timestamp) -> String {
-    let at = alive.to_zoned(super::zone()).strftime("%Y-%m-%d %H:%M:%S").to_string();
-    format!("no agent has watched since {at}: what is shown to go on went on then")
+    let gap =
+        document::unwatched(&reader, clock::now(), &super::zone()).map_err(|error| error.to_string())?;
+    read(&reader, gap)
 }

@@ -1,5 +1,6 @@
 //! Documents about the past, made from the file: the same for the daemon and for a command without one.
 
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Asked, Reader};
@@ -13,6 +14,14 @@ use crate::model::report::{JobReport, Kept, Timeline};
 
 /// Holds that a timeline shows at the most: a browser has to draw them.
 const MAX_DRAWN: usize = 20_000;
+
+/// Refusals that are told at the most, the newest: each brings both sides in full.
+pub const MAX_CONFLICTS: usize = 2000;
+
+/// That there were more.
+pub fn left_out() -> String {
+    format!("those before the last {MAX_CONFLICTS} are left out: narrow it with --since")
+}
 
 /// The document of `history`. Errors: SQLite's.
 pub fn history(reader: &Reader, asked: &Asked, now: Timestamp) -> rusqlite::Result<History> {
@@ -29,17 +38,15 @@ pub fn history(reader: &Reader, asked: &Asked, now: Timestamp) -> rusqlite::Resu
 
 /// The document of `conflicts`, as far as the file knows. Errors: SQLite's.
 pub fn conflicts(reader: &Reader, since: Option<Timestamp>, now: Timestamp) -> rusqlite::Result<Conflicts> {
-    let found = reader.conflicts(&Asked { since, ..Asked::default() })?.found;
-    let since = reader.kept_since()?.or(Some(now));
+    let shown = reader.conflicts(&Asked { since, limit: Some(MAX_CONFLICTS), ..Asked::default() })?;
     Ok(Conflicts {
         schema: SCHEMA,
         as_of: now,
-        // Whoever wrote the file watched then.
-        watched_since: since,
-        remembered_since: since,
-        incomplete: Vec::new(),
+        watched_since: None,
+        remembered_since: reader.kept_since()?,
+        incomplete: shown.truncated.then(left_out).into_iter().collect(),
         pending: 0,
-        conflicts: found,
+        conflicts: shown.found,
     })
 }
 
@@ -122,8 +129,15 @@ pub fn report(
     Ok(evidence::report(job, holds, conflicts, incomplete, (host::name(), now)))
 }
 
-/// What a file says without its agent: nothing of what came after. `None` while that agent was there a moment ago.
-pub fn unwatched(reader: &Reader, now: Timestamp) -> rusqlite::Result<Option<Timestamp>> {
+/// What a file cannot say without its agent; `None` while that was there a moment ago. Errors: SQLite's.
+pub fn unwatched(reader: &Reader, now: Timestamp, zone: &TimeZone) -> rusqlite::Result<Option<String>> {
     const A_MOMENT: SignedDuration = SignedDuration::from_secs(15);
-    Ok(reader.alive_until()?.filter(|alive| now.duration_since(*alive) > A_MOMENT))
+    Ok(match reader.alive_until()? {
+        Some(alive) if now.duration_since(alive) <= A_MOMENT => None,
+        Some(alive) => {
+            let at = alive.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string();
+            Some(format!("no agent has watched since {at}: what is shown to go on went on then"))
+        }
+        None => Some("no agent has written to this file yet".to_owned()),
+    })
 }

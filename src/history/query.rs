@@ -36,6 +36,8 @@ pub struct Asked {
     pub since: Option<Timestamp>,
     /// nor those that began after it.
     pub until: Option<Timestamp>,
+    /// Of refusals, those before this number only: the others are known.
+    pub before: Option<u64>,
     /// So many at the most, the newest; `None` for all.
     pub limit: Option<usize>,
 }
@@ -120,14 +122,15 @@ impl Reader {
     pub fn conflicts(&self, asked: &Asked) -> rusqlite::Result<Shown<Conflict>> {
         let ports = asked.target.as_ref().map_or(0..=u16::MAX, |target| target.ports.clone());
         let since = asked.since.map_or(i64::MIN, micros);
+        let before = asked.before.and_then(|id| i64::try_from(id).ok()).unwrap_or(i64::MAX);
         let limit = asked.limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(-1));
         let by_port = asked.target.is_some() && ports.len() <= FEW_PORTS;
         let index = if by_port { "conflict_port" } else { "conflict_last" };
         let sql = format!(
-            "SELECT body FROM conflict INDEXED BY {index} WHERE port BETWEEN ?1 AND ?2 AND last >= ?3 ORDER BY last DESC"
+            "SELECT body FROM conflict INDEXED BY {index} WHERE port BETWEEN ?1 AND ?2 AND last >= ?3 AND id < ?4 ORDER BY last DESC"
         );
         let mut statement = self.connection.prepare_cached(&sql)?;
-        let mut rows = statement.query((ports.start(), ports.end(), since))?;
+        let mut rows = statement.query((ports.start(), ports.end(), since, before))?;
         let mut shown = Shown { found: Vec::new(), truncated: false };
         while let Some(row) = rows.next()? {
             let Some(conflict) = parsed::<Conflict>(row.get_ref(0)?.as_str()?) else { continue };

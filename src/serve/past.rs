@@ -1,6 +1,5 @@
 //! Questions about the past, answered from the history's file and from what the agent knows now.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -91,17 +90,21 @@ impl Past {
     /// Refusals since a moment, those of before the agent's start among them.
     pub async fn conflicts(&self, since: Option<Timestamp>) -> Result<Conflicts, Unanswered> {
         let mut conflicts = self.agent.conflicts(since).await.map_err(unavailable)?;
-        let asked = Asked { since, ..Asked::default() };
+        // What the agent knows itself is not read again.
+        let limit = Some(document::MAX_CONFLICTS.saturating_sub(conflicts.conflicts.len()));
+        let before = conflicts.conflicts.iter().map(|conflict| conflict.id).min();
+        let asked = Asked { since, before, limit, ..Asked::default() };
         let read = self.read(move |reader| {
             let kept_since = reader.kept_since().map_err(unavailable)?;
             Ok((reader.conflicts(&asked).map_err(unavailable)?.found, kept_since))
         });
         match read.await {
             Ok((mut before, kept_since)) => {
-                let known: HashSet<u64> = conflicts.conflicts.iter().map(|conflict| conflict.id).collect();
-                before.retain(|conflict| !known.contains(&conflict.id));
                 before.append(&mut conflicts.conflicts);
                 before.sort_by_key(|conflict| (conflict.at, conflict.id));
+                let over = before.len().saturating_sub(document::MAX_CONFLICTS);
+                before.drain(..over);
+                conflicts.incomplete.extend((over > 0).then(document::left_out));
                 conflicts.conflicts = before;
                 conflicts.remembered_since = kept_since;
             }

@@ -54,7 +54,6 @@ pub(super) async fn history(State(desk): State<Desk>, sent: Sent) -> Response {
         Ok(Asked {
             target: Some(target(parameters.target.as_deref())?),
             netns: parameters.netns.as_deref().map(str::parse).transpose()?,
-            inode: None,
             since: moment(parameters.since.as_deref())?,
             until: moment(parameters.until.as_deref())?,
             limit: parameters
@@ -63,6 +62,7 @@ pub(super) async fn history(State(desk): State<Desk>, sent: Sent) -> Response {
                 .map(|text| number("limit", Some(text)))
                 .transpose()?
                 .map(|n| n as usize),
+            ..Asked::default()
         })
     });
     match asked {
