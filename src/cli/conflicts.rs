@@ -24,12 +24,16 @@ pub(super) fn run(since: Option<&str>, db: Option<&Path>, json: bool) -> Result<
     let answer: Conflicts = past(db, &path, |reader, gap| {
         let found = document::conflicts(reader, since, clock::now());
         let mut found = found.map_err(|error| error.to_string())?;
+        // That the last daemon saw none says nothing of now.
+        if db.is_none() && found.conflicts.is_empty() {
+            return Err(unseen());
+        }
         found.incomplete.extend(gap);
         Ok(found)
     })?;
     if answer.watched_since.is_none() && answer.conflicts.is_empty() && db.is_none() {
         // "None" from an agent that cannot see them is no answer.
-        return Err(answer.incomplete.first().cloned().unwrap_or_else(unseen));
+        return Err(answer.incomplete.first().cloned().unwrap_or_default());
     }
     printed(if json {
         report::print_json(&answer)
