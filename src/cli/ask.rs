@@ -132,7 +132,7 @@ fn reader_for(settings: &Settings) -> Reader {
     let host = environment("DOCKER_HOST");
     let named = host.as_deref().and_then(|host| host.to_str()?.strip_prefix("unix://")).map(PathBuf::from);
     let engines = named.map_or_else(|| settings.engines.clone(), |named| vec![named]);
-    Reader::new(ci::variables(&systems)).with_engines(Engines::new(engines))
+    Reader::new(ci::variables(&systems)).with_engines(Engines::new(engines)).with_mask(settings.mask())
 }
 
 /// Asks what only a daemon can answer, and says why.

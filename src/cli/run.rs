@@ -83,8 +83,9 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
     if let Some(name) = &options.name {
         command.env(test_runner::NAMED, name);
     }
-    let systems = settings().systems();
-    let reader = Reader::new(ci::variables(&systems));
+    let settings = settings();
+    let systems = settings.systems();
+    let reader = Reader::new(ci::variables(&systems)).with_mask(settings.mask());
     let itself = reader.read(std::process::id()).ok();
     let of_job = itself.as_ref().and_then(|own| ci::recognize(&systems, own)).is_some();
     if let (false, Some(own)) = (of_job, &itself) {

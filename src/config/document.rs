@@ -9,6 +9,7 @@ use super::value::{Mistakes, Table, duration, size};
 use super::{Events, Mistake, Settings};
 use crate::judge::ci::{self, Custom};
 use crate::model::alert::{AlertKind, AlertSink};
+use crate::model::mask;
 
 /// One attempt to tell somebody of an alert may take so long,
 const ALERT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,6 +36,7 @@ pub(super) fn settings(text: &str) -> Result<Settings, Vec<Mistake>> {
     jobs(&mut root.table("jobs", &mut mistakes), &mut settings, &mut mistakes);
     alerts(&mut root.table("alerts", &mut mistakes), &mut settings, &mut mistakes);
     agent(&mut root.table("agent", &mut mistakes), &mut settings, &mut mistakes);
+    privacy(&mut root.table("privacy", &mut mistakes), &mut settings, &mut mistakes);
     root.finish_here(&mut mistakes);
     let mistakes = mistakes.finish();
     if mistakes.is_empty() { Ok(settings) } else { Err(mistakes) }
@@ -173,6 +175,18 @@ fn agent(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mist
     let path = |text: &str| if text.is_empty() { Ok(None) } else { absolute_path(text).map(Some) };
     if let Some(path) = table.string("state", mistakes, path) {
         settings.state = path;
+    }
+    table.finish_here(mistakes);
+}
+
+fn privacy(table: &mut Table<'_, '_>, settings: &mut Settings, mistakes: &mut Mistakes<'_>) {
+    settings.mask_built_in = table.boolean("mask_built_in", mistakes).unwrap_or(settings.mask_built_in);
+    let pattern = |text: &str| match mask::compile(text) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(format!("'{text}' is no pattern (regular expression): {why}")),
+    };
+    if let Some(patterns) = table.strings("mask", mistakes, pattern) {
+        settings.mask = patterns;
     }
     table.finish_here(mistakes);
 }

@@ -15,6 +15,7 @@ use jiff::SignedDuration;
 use crate::engine::{Policy, agent};
 use crate::judge::ci::{self, Custom, System};
 use crate::model::alert::AlertSink;
+use crate::model::mask::Mask;
 
 /// Where the configuration is looked for.
 pub const DEFAULT_PATH: &str = "/etc/sniffer/config.toml";
@@ -74,6 +75,10 @@ pub struct Settings {
     pub custom: Vec<Custom>,
     /// Where alerts go.
     pub alerts: Vec<AlertSink>,
+    /// Whether the built-in patterns of secrets are looked for in command lines,
+    pub mask_built_in: bool,
+    /// and which others.
+    pub mask: Vec<String>,
     /// What a restart must not forget: declared jobs, and who was told of which alert; `None` keeps nothing.
     pub state: Option<PathBuf>,
 }
@@ -110,6 +115,8 @@ impl Default for Settings {
             max_size_bytes: 256 * 1024 * 1024,
             custom: Vec::new(),
             alerts: Vec::new(),
+            mask_built_in: true,
+            mask: Vec::new(),
             state: Some(PathBuf::from("/var/lib/sniffer/state.json")),
         }
     }
@@ -124,6 +131,11 @@ impl Settings {
             systems: self.systems(),
             nat: self.nat,
         }
+    }
+
+    /// What is hidden in command lines. Every pattern was compiled when the document was read.
+    pub fn mask(&self) -> Mask {
+        Mask::new(self.mask_built_in, &self.mask).unwrap_or_default()
     }
 
     /// The CI systems, the configured ones first.
@@ -275,7 +287,7 @@ mod tests {
         c.toml:6:1: watch.evnts: unknown key; did you mean 'events'?
         c.toml:8:9: leak.grace: '30' is no duration; write a number with ms, s, m, h or d, as in "30s"
         c.toml:9:16: leak.exempt: wants a list of strings, got an integer in it
-        c.toml:10:2: nonsense: unknown key; known ones are control, metrics, watch, containers, leak, history, jobs, alerts, agent
+        c.toml:10:2: nonsense: unknown key; known ones are control, metrics, watch, containers, leak, history, jobs, alerts, agent, privacy
         c.toml:13:10: metrics.listen: 'localhost:1' is no address with a port; write an IP address, as in "127.0.0.1:9817", or "" for none (names are not looked up)
         c.toml:14:14: metrics.max_series: -1 lies outside of 1 to 100000
         "#);

@@ -21,6 +21,7 @@ use super::nat::NatTables;
 use super::users::Users;
 use super::{Unreadable, netns};
 use crate::model::cgroup_path;
+use crate::model::mask::Mask;
 use crate::model::process::{Holder, Process, ProcessId, Variables};
 
 /// An environment block is read up to this size: the kernel allows a quarter of the stack limit, 2 MiB by default (execve(2)).
@@ -46,6 +47,8 @@ pub struct Reader {
     pub nat: NatTables,
     /// Who knows the names of containers.
     pub engines: Engines,
+    /// What is hidden in command lines.
+    mask: Mask,
     users: Users,
 }
 
@@ -59,6 +62,7 @@ impl Reader {
             open_files: Loading::default(),
             nat: NatTables::default(),
             engines: Engines::default(),
+            mask: Mask::default(),
             users: Users::default(),
         }
     }
@@ -66,6 +70,16 @@ impl Reader {
     /// The same, which may ask these container engines for names.
     pub fn with_engines(self, engines: Engines) -> Self {
         Reader { engines, ..self }
+    }
+
+    /// The same, which masks command lines by these patterns.
+    pub fn with_mask(self, mask: Mask) -> Self {
+        Reader { mask, ..self }
+    }
+
+    /// A command line as /proc or an exec tells it, less its secrets.
+    fn arguments(&self, line: &[u8]) -> Vec<String> {
+        split_cmdline(&self.mask.apply(line))
     }
 
     /// Reads a process as far as attribution needs it. Errors: it vanished, or its stat is odd.
@@ -81,7 +95,7 @@ impl Reader {
             ppid: u32::try_from(stat.ppid).unwrap_or(0),
             comm: stat.comm,
             cmdline: read_file(&dir, "cmdline", KEPT_CMDLINE_BYTES)
-                .map_or_else(|_| Vec::new(), |bytes| split_cmdline(&bytes)),
+                .map_or_else(|_| Vec::new(), |bytes| self.arguments(&bytes)),
             told: None,
             uid: dir.uid().ok(),
             cgroup: cgroup_of(&dir),
@@ -103,7 +117,7 @@ impl Reader {
             id: ProcessId { pid, start: self.clock.ticks(by.start) },
             ppid,
             comm: by.comm,
-            cmdline: split_cmdline(&arguments),
+            cmdline: self.arguments(&arguments),
             told: Some((program, by.uid)),
             uid: Some(by.uid),
             cgroup: self.cgroup(pid, by.cgroup_id),
@@ -138,7 +152,7 @@ impl Reader {
         holder.user = holder.uid.and_then(|uid| self.users.name(uid));
         holder.exe = dir.exe().ok().map(|path| path.to_string_lossy().into_owned());
         holder.cwd = dir.cwd().ok().map(|path| path.to_string_lossy().into_owned());
-        holder.cmdline = read_file(&dir, "cmdline", CMDLINE_BYTES).ok().map(|bytes| split_cmdline(&bytes));
+        holder.cmdline = read_file(&dir, "cmdline", CMDLINE_BYTES).ok().map(|bytes| self.arguments(&bytes));
         let text = cgroup_text(&dir).unwrap_or_default();
         holder.cgroup = cgroup_path::memory(&text);
         let cgroup = cgroup_path::from_proc(&text);

@@ -16,6 +16,7 @@ pub mod declared;
 pub mod escape;
 pub mod hold;
 pub mod job;
+pub mod mask;
 pub mod moment;
 pub mod nat;
 pub mod netns;

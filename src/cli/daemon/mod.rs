@@ -90,7 +90,7 @@ async fn serve(settings: Settings, config: Option<&Path>) -> Result<u8, Failure>
         ControlSocket::bind(&settings.socket, settings.socket_mode).map_err(|error| error.to_string())?;
     let systems = settings.systems();
     let engines = Engines::new(settings.engines.clone());
-    let reader = Reader::new(ci::variables(&systems)).with_engines(engines);
+    let reader = Reader::new(ci::variables(&systems)).with_engines(engines).with_mask(settings.mask());
     let booted = reader.clock.booted();
     let reader = Arc::new(reader);
     let watch = Watch { events: settings.sources(), interval: settings.interval };
@@ -235,7 +235,7 @@ async fn reload(agent: &Agent, old: Settings, config: Option<&Path>) -> Settings
             tracing::info!("configuration reloaded");
             if needs_restart {
                 tracing::warn!(
-                    "[control], [metrics], [history], [containers], [agent], [[alerts]], leak.reap, watch.events and [[jobs.custom]] variables take effect at the next start"
+                    "[control], [metrics], [history], [containers], [agent], [privacy], [[alerts]], leak.reap, watch.events and [[jobs.custom]] variables take effect at the next start"
                 );
             }
             new
