@@ -25,6 +25,9 @@ use tempfile::TempDir;
 /// Long enough for a loaded machine; a condition that holds is noticed within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Debian's `nobody` and its group `nogroup`.
+const NOBODY: u32 = 65_534;
+
 /// The command under test.
 pub const SNIFFER: &str = env!("CARGO_BIN_EXE_sniffer");
 
@@ -251,6 +254,26 @@ impl Daemon {
         let command = Daemon::command(&directory);
         let mut by_holder = within(actions, &command);
         let child = Daemon::logged(&mut by_holder, &directory).spawn().unwrap();
+        let mut daemon = Daemon { child, directory, metrics };
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Starts it as a user of its own with these capabilities (capabilities(7), without `CAP_`, in small letters) and no others.
+    #[track_caller]
+    pub fn start_with_capabilities(capabilities: &[&str], more: &str) -> Daemon {
+        let directory = open_directory();
+        let metrics = Daemon::configure(&directory, more);
+        std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        let program = directory.path().join("sniffer");
+        fs::copy(SNIFFER, &program).unwrap();
+        let set = capabilities.iter().fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
+        let mut command = Command::new("setpriv");
+        command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")]);
+        command.args(["--clear-groups", "--no-new-privs"]);
+        command.args(["inh-caps", "ambient-caps", "bounding-set"].map(|kind| format!("--{kind}={set}")));
+        command.arg(program).arg("daemon").arg("--config").arg(directory.path().join("config.toml"));
+        let child = Daemon::logged(&mut command, &directory).spawn().unwrap();
         let mut daemon = Daemon { child, directory, metrics };
         daemon.wait_until_ready();
         daemon
