@@ -15,14 +15,10 @@
 
 #[path = "common/mod.rs"]
 mod common;
-#[path = "loaded_host/load.rs"]
-mod load;
 #[path = "loaded_host/questions.rs"]
 mod questions;
 #[path = "loaded_host/table.rs"]
 mod table;
-#[path = "loaded_host/worker.rs"]
-mod worker;
 
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -30,8 +26,8 @@ use std::time::Duration;
 use clap::Parser;
 
 use common::daemon::Daemon;
-use common::{Failure, interrupt};
-use load::Load;
+use common::load::{Load, Scale};
+use common::{Failure, interrupt, worker};
 use table::{Row, Target, Worth};
 
 /// After the daemon is ready, before its idling is measured.
@@ -71,6 +67,11 @@ struct Options {
 }
 
 impl Options {
+    fn scale(&self) -> Scale {
+        let Options { processes, descriptors, listeners, namespaces, .. } = *self;
+        Scale { processes, descriptors, listeners, namespaces }
+    }
+
     /// Whether this is the load that the speed targets are meant for.
     fn is_full(&self) -> bool {
         self.processes >= 2000 && self.descriptors >= 200 && self.listeners >= 1000 && self.namespaces >= 100
@@ -100,7 +101,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<bool, Failure> {
     check_needs()?;
     interrupt::catch()?;
-    let load = Load::make(options)?;
+    let load = Load::make(options.scale())?;
     let directory = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
     let ready = (0..options.repetitions.clamp(1, 3))
         .map(|_| Daemon::start(directory.path())?.wait_ready())

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::Options;
 use crate::common::daemon::{Daemon, SNIFFER};
+use crate::common::load::{Held, Load};
 use crate::common::{Failure, interrupt};
-use crate::load::{Held, Load};
 
 /// lsof takes seconds, and is there for information.
 const LSOF_REPETITIONS: usize = 3;

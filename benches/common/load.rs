@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::common::{Failure, interrupt};
-use crate::{Options, worker};
+use super::{Failure, interrupt, worker};
 
 /// A worker that has not reported by then never will.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -17,6 +16,19 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(60);
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// A job in a namespace of its own is more than one process.
 const WORKERS_PER_NETNS: usize = 2;
+
+/// How much of everything.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scale {
+    /// Processes in all.
+    pub(crate) processes: usize,
+    /// Open descriptors of each.
+    pub(crate) descriptors: usize,
+    /// TCP listeners in all, four fifths of them in the namespaces.
+    pub(crate) listeners: usize,
+    /// Network namespaces.
+    pub(crate) namespaces: usize,
+}
 
 /// Who holds a port, as its holder reported it.
 #[derive(Debug, Clone)]
@@ -38,16 +50,16 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn make(options: &Options) -> Result<Load, Failure> {
-        raise_descriptor_limit(options.descriptors)?;
+    pub(crate) fn make(scale: Scale) -> Result<Load, Failure> {
+        raise_descriptor_limit(scale.descriptors.max(scale.listeners))?;
         let began = Instant::now();
         let namespaces =
-            (0..options.namespaces).map(Namespace::add).collect::<Result<Vec<Namespace>, Failure>>()?;
+            (0..scale.namespaces).map(Namespace::add).collect::<Result<Vec<Namespace>, Failure>>()?;
         let mut workers = Workers::new()?;
         let mut inside = HashMap::new();
-        for (netns, listeners) in shares(options) {
+        for (netns, listeners) in shares(scale) {
             let netns = netns.and_then(|index| namespaces.get(index)).map(|netns| netns.0.clone());
-            inside.insert(workers.spawn(netns.as_deref(), listeners, options.descriptors)?, netns);
+            inside.insert(workers.spawn(netns.as_deref(), listeners, scale.descriptors)?, netns);
         }
         let mut held = Vec::new();
         for (pid, ports) in workers.reports()? {
@@ -55,7 +67,7 @@ impl Load {
             held.extend(ports.into_iter().map(|port| Held { port, pid, netns: netns.clone() }));
         }
         eprintln!("the load was made in {:.1} s", began.elapsed().as_secs_f64());
-        Ok(Load { held, descriptors: options.descriptors, workers, namespaces })
+        Ok(Load { held, descriptors: scale.descriptors, workers, namespaces })
     }
 
     /// A port of the benchmark's own namespace, or of another one, that is held once on the whole host.
@@ -85,14 +97,14 @@ impl Load {
 }
 
 /// For each process: the namespace it lives in, and how many listeners it has.
-fn shares(options: &Options) -> Vec<(Option<usize>, usize)> {
-    let inside = (options.namespaces * WORKERS_PER_NETNS).min(options.processes / 2);
-    let outside = options.processes - inside;
-    let listeners_inside = if inside == 0 { 0 } else { options.listeners * 4 / 5 };
-    let listeners_outside = options.listeners - listeners_inside;
+fn shares(scale: Scale) -> Vec<(Option<usize>, usize)> {
+    let inside = (scale.namespaces * WORKERS_PER_NETNS).min(scale.processes / 2);
+    let outside = scale.processes - inside;
+    let listeners_inside = if inside == 0 { 0 } else { scale.listeners * 4 / 5 };
+    let listeners_outside = scale.listeners - listeners_inside;
     let share = |all: usize, among: usize, nth: usize| all / among + usize::from(nth < all % among);
     let insiders =
-        (0..inside).map(|nth| (Some(nth % options.namespaces), share(listeners_inside, inside, nth)));
+        (0..inside).map(|nth| (Some(nth % scale.namespaces), share(listeners_inside, inside, nth)));
     let outsiders = (0..outside).map(|nth| (None, share(listeners_outside, outside, nth)));
     insiders.chain(outsiders).collect()
 }
@@ -132,7 +144,7 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         match Command::new("ip").args(["netns", "del", &self.0]).status() {
             Ok(status) if status.success() => {}
-            _ => eprintln!("loaded_host: left behind: ip netns del {}", self.0),
+            _ => eprintln!("left behind: ip netns del {}", self.0),
         }
     }
 }
