@@ -11,35 +11,21 @@
     reason = "helpers of tests fail the test by a panic; clippy's exception for tests covers test functions only"
 )]
 
+#[path = "common/booted.rs"]
+mod booted;
 mod common;
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::thread;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use booted::{Host, SOON, source, text, wait};
 use serde_json::Value;
 use sniffer::kernel::capability;
 
-/// What Debian's smallest root lacks: a booting systemd, `ip netns`, and kill(1) for the unit's reload.
-const PACKAGES: [&str; 4] = ["systemd", "systemd-sysv", "iproute2", "procps"];
 /// Bits of capabilities(7) 2, 12, 19 and 21, in the form of `/proc/PID/status`.
 const CAPABILITIES: &str = "0000000000281004";
-/// Listens on a port, then makes a file that says so. The smallest Debian has Perl.
-const LISTENER: &str = r#"
-use IO::Socket::INET;
-my $socket = IO::Socket::INET->new(LocalPort => $ARGV[0], Listen => 1) or die "cannot listen: $@";
-open(my $file, ">", $ARGV[1]) or die "cannot say so: $!";
-sleep;
-"#;
-/// A busy machine boots slowly; one that takes longer is stuck.
-const BOOT: Duration = Duration::from_secs(120);
-/// For everything else that is waited for.
-const SOON: Duration = Duration::from_secs(30);
-/// Between two looks at a condition.
-const STEP: Duration = Duration::from_millis(50);
 
 #[test]
 fn the_unit_grants_the_capabilities_that_the_program_uses_and_no_others() {
@@ -52,6 +38,19 @@ fn the_unit_grants_the_capabilities_that_the_program_uses_and_no_others() {
         granted.sort_unstable();
         assert_eq!(granted, used, "{key}");
     }
+}
+
+/// A host with sniffer installed as an administrator would do it by hand.
+fn installed() -> Host {
+    let host = Host::boot(&[
+        (PathBuf::from(common::SNIFFER), "/usr/bin/sniffer"),
+        (source("systemd/sniffer.service"), "/usr/lib/systemd/system/sniffer.service"),
+        (source("systemd/sniffer.sysusers"), "/usr/lib/sysusers.d/sniffer.conf"),
+        (source("systemd/sniffer.tmpfiles"), "/usr/lib/tmpfiles.d/sniffer.conf"),
+    ]);
+    host.done("systemd-sysusers sniffer.conf");
+    host.done("systemd-tmpfiles --create sniffer.conf");
+    host
 }
 
 /// A container has a cgroup and a pid namespace of its own, where the kernel's programs are of no use: this is tried outside.
@@ -96,7 +95,7 @@ fn every_directive_of_the_unit_says_why_it_is_there() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn systemd_finds_no_fault_with_the_unit_and_little_exposed() {
-    let host = Host::boot();
+    let host = installed();
     let verified = host.run("systemd-analyze verify sniffer.service");
     assert!(verified.status.success(), "{verified:?}");
     assert_eq!((text(&verified.stdout), text(&verified.stderr)), (String::new(), String::new()));
@@ -109,7 +108,7 @@ fn systemd_finds_no_fault_with_the_unit_and_little_exposed() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn the_agent_runs_as_its_own_user_with_its_capabilities_only() {
-    let host = Host::boot();
+    let host = installed();
     // Type=notify: the start is done when the agent said READY=1.
     host.done("systemctl start sniffer");
     assert_eq!(host.show("ActiveState"), "active");
@@ -136,7 +135,7 @@ fn the_agent_runs_as_its_own_user_with_its_capabilities_only() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn a_holder_of_another_user_is_named_with_its_job_to_anybody_who_asks() {
-    let host = Host::boot();
+    let host = installed();
     host.done("systemctl start sniffer");
     host.listen("listener", "WorkingDirectory=/root", "", 8081);
     let answer = host.ask_as_nobody(8081);
@@ -153,7 +152,7 @@ fn a_holder_of_another_user_is_named_with_its_job_to_anybody_who_asks() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn other_network_namespaces_are_seen_whether_older_or_younger_than_the_agent() {
-    let host = Host::boot();
+    let host = installed();
     host.done("ip netns add older");
     host.done("systemctl start sniffer");
     host.done("ip netns add younger");
@@ -170,7 +169,7 @@ fn other_network_namespaces_are_seen_whether_older_or_younger_than_the_agent() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn a_socket_that_pid_1_holds_for_a_unit_is_the_units() {
-    let host = Host::boot();
+    let host = installed();
     host.write("/run/systemd/system/activated.socket", "[Socket]\nListenStream=127.0.0.1:8084");
     host.write("/run/systemd/system/activated.service", "[Service]\nExecStart=/usr/bin/sleep 600");
     host.done("systemctl daemon-reload && systemctl start activated.socket");
@@ -191,7 +190,7 @@ fn a_socket_that_pid_1_holds_for_a_unit_is_the_units() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn without_one_of_the_capabilities_something_stays_unseen_and_the_answer_says_so() {
-    let host = Host::boot();
+    let host = installed();
     host.done("ip netns add blue");
     host.listen("listener", "User=root", "ip netns exec blue", 8081);
     host.done("systemctl start sniffer");
@@ -215,7 +214,7 @@ fn without_one_of_the_capabilities_something_stays_unseen_and_the_answer_says_so
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn a_killed_agent_comes_back_and_answers() {
-    let host = Host::boot();
+    let host = installed();
     host.done("systemctl start sniffer");
     host.listen("listener", "User=root", "", 8081);
     let killed = host.show("MainPID");
@@ -240,7 +239,7 @@ fn a_killed_agent_comes_back_and_answers() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn the_watchdog_hears_of_a_living_agent_and_restarts_a_hanging_one() {
-    let host = Host::boot();
+    let host = installed();
     host.drop_in("WatchdogSec=2s");
     host.done("systemctl start sniffer");
     let heard = host.show("WatchdogTimestampMonotonic");
@@ -260,7 +259,7 @@ fn the_watchdog_hears_of_a_living_agent_and_restarts_a_hanging_one() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn a_reload_keeps_it_running_with_the_new_configuration_or_the_old_one() {
-    let host = Host::boot();
+    let host = installed();
     host.done("systemctl start sniffer");
     let before = host.show("MainPID");
     for (setting, said) in [
@@ -281,7 +280,7 @@ fn a_reload_keeps_it_running_with_the_new_configuration_or_the_old_one() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn a_configuration_with_mistakes_fails_the_start_once() {
-    let host = Host::boot();
+    let host = installed();
     host.write("/etc/sniffer/config.toml", "nonsense = 1");
     assert!(!host.run("systemctl start sniffer").status.success());
     let end = [host.show("ActiveState"), host.show("ExecMainStatus"), host.show("NRestarts")];
@@ -292,7 +291,7 @@ fn a_configuration_with_mistakes_fails_the_start_once() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn a_stop_is_clean_and_quick_and_leaves_no_socket() {
-    let host = Host::boot();
+    let host = installed();
     host.done("systemctl start sniffer");
     host.done("test -S /run/sniffer/sniffer.sock");
     let began = Instant::now();
@@ -308,7 +307,7 @@ fn a_stop_is_clean_and_quick_and_leaves_no_socket() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn no_system_call_of_the_agent_is_refused() {
-    let host = Host::boot();
+    let host = installed();
     // As shipped a refused call fails with EPERM; here it ends the agent, so that it cannot go unnoticed.
     host.drop_in("SystemCallErrorNumber=kill");
     host.done("systemctl start sniffer");
@@ -335,7 +334,7 @@ fn no_system_call_of_the_agent_is_refused() {
 #[test]
 #[ignore = "needs root, systemd-nspawn and debootstrap"]
 fn a_hook_ends_a_job_across_a_restart_and_its_leftover_is_alerted_and_ended() {
-    let host = Host::boot();
+    let host = installed();
     host.write("/usr/local/bin/on-leak", "#!/bin/sh\ncat > /run/sniffer/alert");
     host.done("chmod 755 /usr/local/bin/on-leak");
     let config = "[leak]\ngrace = '1s'\nreap = true\nreap_after = '1s'\n[[alerts.command]]\nrun = ['/usr/local/bin/on-leak']";
@@ -369,260 +368,4 @@ fn a_hook_ends_a_job_across_a_restart_and_its_leftover_is_alerted_and_ended() {
         "{fields}"
     );
     assert_eq!([host.show("ActiveState"), host.show("NRestarts")], ["active", "0"], "{}", host.journal());
-}
-
-/// A file of this package.
-fn source(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Waits until a look succeeds. One that does not in time fails the test with what was seen last.
-fn wait<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T, String>) -> T {
-    let began = Instant::now();
-    loop {
-        match look() {
-            Ok(seen) => return seen,
-            Err(last) if began.elapsed() > within => panic!("{what} did not come in {within:?}: {last}"),
-            Err(_) => thread::sleep(STEP),
-        }
-    }
-}
-
-/// A booted container with sniffer installed.
-struct Host {
-    /// Held for its end.
-    _container: Container,
-    /// Its pid 1, as this host numbers it.
-    leader: Pid,
-    /// One container at a time: the root can be locked by one only.
-    _turn: File,
-}
-
-impl Host {
-    fn boot() -> Host {
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("systemd-root");
-        fs::create_dir_all(&cache).unwrap();
-        let turn = File::create(cache.join("lock")).unwrap();
-        turn.lock().unwrap();
-        let console = cache.join("console.log");
-        let container = Container::start(&root(&cache), &console);
-        let log = || fs::read_to_string(&console).unwrap_or_default();
-        let leader = wait("the container", SOON, || container.leader().ok_or_else(log));
-        let host = Host { _container: container, leader, _turn: turn };
-        wait("the end of the boot", BOOT, || {
-            let state = text(&host.run("systemctl is-system-running").stdout);
-            matches!(state.trim(), "running" | "degraded").then_some(()).ok_or_else(|| state + &log())
-        });
-        // What a package does after it has unpacked these files.
-        host.done("systemd-sysusers sniffer.conf");
-        host.done("systemd-tmpfiles --create sniffer.conf");
-        host
-    }
-
-    /// Runs a line of the shell as root inside.
-    fn run(&self, line: &str) -> Output {
-        let leader = self.leader.as_raw_nonzero().to_string();
-        Command::new("nsenter")
-            .args(["--target", &leader, "--all", "--", "timeout", "60", "sh", "-c", line])
-            .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .stdin(Stdio::null())
-            .output()
-            .expect("nsenter of util-linux runs")
-    }
-
-    /// Runs a line that must succeed, and returns what it printed.
-    fn done(&self, line: &str) -> String {
-        let output = self.run(line);
-        let (out, err) = (text(&output.stdout), text(&output.stderr));
-        assert!(
-            output.status.success(),
-            "{line}: {}\n{out}{err}\njournal:\n{}",
-            output.status,
-            self.journal()
-        );
-        out
-    }
-
-    fn show(&self, property: &str) -> String {
-        self.show_of("sniffer", property)
-    }
-
-    fn show_of(&self, unit: &str, property: &str) -> String {
-        self.done(&format!("systemctl show --value --property {property} {unit}")).trim().to_owned()
-    }
-
-    fn journal(&self) -> String {
-        text(&self.run("journalctl --sync; journalctl --quiet --unit sniffer --output cat").stdout)
-    }
-
-    fn write(&self, path: &str, content: &str) {
-        self.done(&format!("mkdir -p $(dirname {path}) && cat > {path} <<'END'\n{content}\nEND"));
-    }
-
-    /// Adds to the unit's [Service] section, in place of what was added before.
-    fn drop_in(&self, directives: &str) {
-        self.write("/run/systemd/system/sniffer.service.d/test.conf", &format!("[Service]\n{directives}"));
-        self.done("systemctl daemon-reload");
-    }
-
-    /// A listener of root's as a service of its own, as a job of GitHub's would leave it. `within` is a command to run it by.
-    fn listen(&self, unit: &str, property: &str, within: &str, port: u16) {
-        self.write("/run/listen.pl", LISTENER);
-        self.done(&format!(
-            "systemd-run --quiet --unit={unit} --property={property} --setenv=GITHUB_ACTIONS=true \
-             --setenv=RUNNER_TRACKING_ID=github_1f0c {within} perl /run/listen.pl {port} /run/{unit}.listens"
-        ));
-        wait("the listener", SOON, || {
-            let there =
-                self.run(&format!("test -e /run/{unit}.listens || {{ systemctl status {unit}; false; }}"));
-            there.status.success().then_some(()).ok_or_else(|| text(&there.stdout))
-        });
-    }
-
-    /// Asks who holds a port, as a user without any privilege.
-    fn ask_as_nobody(&self, port: u16) -> Value {
-        let nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups";
-        let output = self.run(&format!("{nobody} sniffer who-holds {port} --json"));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-            panic!("{error}: {}{}{}", text(&output.stdout), text(&output.stderr), self.journal())
-        })
-    }
-}
-
-/// The root to boot from, made at the first use. Under its final name it is complete.
-fn root(cache: &Path) -> PathBuf {
-    // The suite of this host, so that its libc is not older than the one that the binary was linked to.
-    let release = fs::read_to_string("/etc/os-release").unwrap();
-    let suite = release
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
-        .expect("a Debian, or one of its kin")
-        .trim_matches('"');
-    // With the packages in its name a root made for other ones is not taken.
-    let root = cache.join(format!("{suite}+{}", PACKAGES.join("+")));
-    if !root.exists() {
-        let unfinished = cache.join("unfinished");
-        let _ = fs::remove_dir_all(&unfinished);
-        let made = Command::new("timeout")
-            .args([
-                "15m",
-                "debootstrap",
-                "--variant=minbase",
-                &format!("--include={}", PACKAGES.join(",")),
-                suite,
-            ])
-            .arg(&unfinished)
-            .stdin(Stdio::null())
-            .output()
-            .expect("timeout of coreutils runs");
-        assert!(made.status.success(), "debootstrap: {}{}", text(&made.stdout), text(&made.stderr));
-        fs::rename(&unfinished, &root).unwrap();
-    }
-    root
-}
-
-/// A running systemd-nspawn. The container is ended when this is dropped, also by a failing test.
-struct Container(Child);
-
-impl Container {
-    /// Boots the root with sniffer's files at their places. Writes go to memory: the root stays as it is.
-    fn start(root: &Path, console: &Path) -> Container {
-        let installed = [
-            (PathBuf::from(env!("CARGO_BIN_EXE_sniffer")), "/usr/bin/sniffer"),
-            (source("systemd/sniffer.service"), "/usr/lib/systemd/system/sniffer.service"),
-            (source("systemd/sniffer.sysusers"), "/usr/lib/sysusers.d/sniffer.conf"),
-            (source("systemd/sniffer.tmpfiles"), "/usr/lib/tmpfiles.d/sniffer.conf"),
-        ];
-        let binds = installed.map(|(from, to)| format!("--bind-ro={}:{to}", from.display()));
-        let log = File::create(console).unwrap();
-        // setpriv: where even the test is killed, the container ends with it. A network of its own leaves the container
-        // its CAP_NET_ADMIN, and keeps the ports of this host out of it.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "--boot", "--volatile=overlay"])
-            .args(["--register=no", "--keep-unit", "--private-network", "--link-journal=no"])
-            .arg("--console=pipe")
-            .arg(format!("--machine=sniffer-test-{}", std::process::id()))
-            .arg(format!("--directory={}", root.display()))
-            .args(binds)
-            .stdin(Stdio::null())
-            .stderr(log.try_clone().unwrap())
-            .stdout(log)
-            .spawn()
-            .expect("setpriv of util-linux runs");
-        Container(child)
-    }
-
-    /// The container's pid 1: the child of systemd-nspawn that has the pid 1 inside.
-    fn leader(&self) -> Option<Pid> {
-        let parent = format!("PPid:\t{}", self.0.id());
-        fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-            let status = fs::read_to_string(entry.path().join("status")).ok()?;
-            let inside = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-            let leads =
-                status.lines().any(|line| line == parent) && inside.split_whitespace().nth(1) == Some("1");
-            leads.then(|| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))?
-        })
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let leader = self.leader();
-        let cgroups = leader.map(cgroups_of).unwrap_or_default();
-        if let Some(leader) = leader {
-            // With its pid 1 the kernel ends every process of the container.
-            let _ = kill_process(leader, Signal::KILL);
-        } else {
-            let _ = self.0.kill();
-        }
-        let began = Instant::now();
-        while matches!(self.0.try_wait(), Ok(None)) {
-            if began.elapsed() > SOON {
-                let _ = self.0.kill();
-                let _ = self.0.wait();
-                break;
-            }
-            thread::sleep(STEP);
-        }
-        for cgroup in cgroups {
-            remove_cgroup(&cgroup);
-        }
-    }
-}
-
-/// Where the container lives in the hierarchies that its systemd uses. Nobody removes these where no systemd runs outside.
-fn cgroups_of(leader: Pid) -> Vec<PathBuf> {
-    let groups = fs::read_to_string(format!("/proc/{}/cgroup", leader.as_raw_nonzero())).unwrap_or_default();
-    let of = |line: &str, prefix: &str, mount: &str| {
-        let group = line.strip_prefix(prefix)?.strip_suffix("/init.scope")?;
-        Some(Path::new(mount).join(group.strip_prefix('/')?)).filter(|path| path.is_dir())
-    };
-    groups
-        .lines()
-        .flat_map(|line| {
-            [
-                of(line, "0::", "/sys/fs/cgroup"),
-                of(line, "0::", "/sys/fs/cgroup/unified"),
-                line.split_once(':')
-                    .and_then(|(_, rest)| of(rest, "name=systemd:", "/sys/fs/cgroup/systemd")),
-            ]
-        })
-        .flatten()
-        .filter(|path| path.ends_with("payload"))
-        .collect()
-}
-
-/// Removes what is empty; a group with processes in it stays.
-fn remove_cgroup(group: &Path) {
-    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path());
-        }
-    }
-    let _ = fs::remove_dir(group);
 }
