@@ -21,6 +21,7 @@ struct Document {
 
 /// Tries, and tells.
 pub(super) fn run(json: bool) -> Result<u8, Failure> {
+    cgroup::enter_first();
     let mut checks = vec![sockets(), bound_sockets(), process_events(), control_groups(), configuration()];
     checks.extend(ebpf());
     checks.push(open_files());

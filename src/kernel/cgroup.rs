@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::DirEntryExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
+
+use nix::sched::{CloneFlags, setns};
 
 /// Where cgroup v2 is mounted: alone, or beside v1.
 const UNIFIED: &str = "/sys/fs/cgroup";
@@ -27,10 +29,31 @@ pub fn mount() -> Option<PathBuf> {
 /// Inode of the first cgroup namespace (`PROC_CGROUP_INIT_INO` of linux/proc_ns.h).
 const FIRST_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
 
-/// Whether the root of the mounted tree is the host's, as far as can be told: in another cgroup namespace it is a branch.
+/// A file that every group of v2 has but the first (cgroup-v2.rst).
+const NOT_ROOT: &str = "cgroup.type";
+
+/// Whether the root of the mounted tree is the host's: in another cgroup namespace, and where that was mounted, it is a branch.
 pub fn sees_root() -> bool {
-    let own = fs::metadata("/proc/self/ns/cgroup").map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
-    own.is_ok_and(|inode| inode == FIRST_CGROUP_NAMESPACE)
+    is_first("/proc/self/ns/cgroup") && mount().is_some_and(|root| !root.join(NOT_ROOT).exists())
+}
+
+fn is_first(namespace: &str) -> bool {
+    fs::metadata(namespace).is_ok_and(|meta| meta.ino() == FIRST_CGROUP_NAMESPACE)
+}
+
+/// Enters the host's cgroup namespace, where this program has one of its own and sees the host's processes: in a container with
+/// the host's pid namespace, which runtimes give no say in this. Paths of groups are then the host's. For this thread and those
+/// that it starts later. Whether it worked shows in [`sees_root`].
+pub fn enter_first() {
+    // init, and kthreadd, which is in the first namespace of each kind.
+    let hosts = ["/proc/1/ns/cgroup", "/proc/2/ns/cgroup"];
+    if !is_first("/proc/self/ns/cgroup")
+        && let Some(first) = hosts.into_iter().find(|path| is_first(path))
+        && let Ok(namespace) = fs::File::open(first)
+    {
+        // Without CAP_SYS_ADMIN it stays where it is, and that is said where it matters.
+        let _ = setns(namespace, CloneFlags::CLONE_NEWCGROUP);
+    }
 }
 
 /// Whether v2 is all there is: then every process is in the cgroup that its id names.
@@ -67,7 +90,7 @@ fn walk(directory: &Path, path: &str, depth: usize, known: &mut HashMap<u64, Opt
     if depth == 0
         && let Ok(meta) = fs::metadata(directory)
     {
-        known.insert(std::os::unix::fs::MetadataExt::ino(&meta), Some(path.to_owned()));
+        known.insert(meta.ino(), Some(path.to_owned()));
     }
     if depth >= MAX_DEPTH {
         return;

@@ -25,7 +25,7 @@ use crate::history::{Left, Recorder};
 use crate::judge::ci;
 use crate::kernel::containers::Engines;
 use crate::kernel::process::Reader;
-use crate::kernel::{capability, clock, host, memory};
+use crate::kernel::{capability, cgroup, clock, host, memory};
 use crate::model::escape::Escaped;
 use crate::model::socket::Protocol;
 use crate::model::target::Target;
@@ -50,6 +50,8 @@ pub(super) fn run(config: Option<&Path>) -> Result<u8, Failure> {
     let settings = config::load(config).map_err(|error| mistakes(&error))?;
     log();
     memory::limit_arenas();
+    // Before there are other threads, which do so too then.
+    cgroup::enter_first();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(8)
