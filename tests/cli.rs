@@ -162,8 +162,11 @@ fn completions_know_the_verbs() {
 fn the_manual_page_has_every_verb() {
     let (code, text, _) = run(Command::new(SNIFFER).arg("man"));
     assert_eq!(code, 0);
-    for verb in VERBS.map(|verb| verb.to_uppercase().replace('-', "\\-")) {
-        assert!(text.contains(&format!("SNIFFER {verb}")), "{verb}");
+    for verb in VERBS.map(|verb| verb.replace('-', "\\-")) {
+        assert!(text.contains(&format!("\n.SS \"sniffer {verb}")), "{verb}: {text}");
+    }
+    for heading in ["NAME", "SYNOPSIS", "COMMANDS", "\"EXIT STATUS\"", "FILES", "ENVIRONMENT", "EXAMPLES"] {
+        assert_eq!(text.matches(&format!("\n.SH {heading}\n")).count(), 1, "{heading}");
     }
 }
 

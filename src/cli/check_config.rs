@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{ANSWERED, Failure, UNANSWERED, printed};
-use crate::config::{self, DEFAULT_PATH};
+use crate::config::{self, ConfigError, DEFAULT_PATH};
 use crate::report;
 
 /// Parses and validates a configuration; every mistake is a line on standard error.
@@ -17,6 +17,11 @@ pub(super) fn run(file: Option<PathBuf>) -> Result<u8, Failure> {
         Err(error) => {
             for line in error.lines() {
                 report::complain(&line);
+            }
+            if matches!(error, ConfigError::Unreadable { .. }) {
+                report::complain(
+                    "name a file that can be read; without any the agent runs with its defaults",
+                );
             }
             Ok(UNANSWERED)
         }

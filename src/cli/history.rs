@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::ask::{Asked as Found, ask_path, encoded, settings};
 use super::{ANSWERED, Failure, OTHERWISE, printed};
-use crate::history::{Asked, Reader, document};
+use crate::history::{Asked, Reader, Unkept, document};
 use crate::kernel::clock;
 use crate::model::hold::History;
 use crate::model::moment;
@@ -140,7 +140,8 @@ pub(super) fn report(options: &ReportOptions) -> Result<u8, Failure> {
     match &options.output {
         None => printed(report::print(&text))?,
         Some(file) => {
-            std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+            let cure = "name a file in a directory that is there, and that you may write to";
+            std::fs::write(file, text).map_err(|error| format!("{}: {error}; {cure}", file.display()))?;
         }
     }
     Ok(ANSWERED)
@@ -149,6 +150,20 @@ pub(super) fn report(options: &ReportOptions) -> Result<u8, Failure> {
 fn said(why: Unanswered) -> Failure {
     match why {
         Unanswered::NotFound(why) | Unanswered::Unavailable(why) => why,
+    }
+}
+
+/// What to do about a file that was named.
+fn remedy(why: &Unkept) -> &'static str {
+    match why {
+        Unkept::Missing(_) | Unkept::Foreign(_) => "name the one that a sniffer daemon writes (history.path)",
+        Unkept::Damaged { .. } => {
+            "a daemon moves it aside when it starts, and begins anew; a copy may be whole"
+        }
+        Unkept::Failed { .. } => {
+            "read it as root or as a member of its group, or ask the daemon: leave out --db"
+        }
+        Unkept::Newer { .. } | Unkept::InUse(_) => "read it with the program that wrote it",
     }
 }
 
@@ -164,10 +179,12 @@ pub(super) fn past<T: serde::de::DeserializeOwned>(
     {
         return Ok(answer);
     }
-    let none = || "no sniffer daemon answers, and history.path is empty: nothing is remembered".to_owned();
+    let none = || {
+        "no sniffer daemon answers, and history.path is empty: nothing is remembered; set it and start one, or name a file with --db".to_owned()
+    };
     let file = db.map(Path::to_owned).or(settings.history).ok_or_else(none)?;
     let reader = Reader::open_mapped(&file).map_err(|why| match db {
-        Some(_) => why.to_string(),
+        Some(_) => format!("{why}; {}", remedy(&why)),
         None => format!("no sniffer daemon answers, and {why}: start one with `sniffer daemon` or `systemctl start sniffer`"),
     })?;
     let gap =

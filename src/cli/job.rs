@@ -6,7 +6,7 @@ use std::io::Write;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::ask::{ask_daemon_only, tell_daemon};
-use super::{ANSWERED, Failure, OTHERWISE, environment, printed};
+use super::{ANSWERED, Failure, OTHERWISE, environment, help, printed};
 use crate::kernel::{clock, process};
 use crate::model::declared::{End, Ended, Jobs, Start, Started};
 use crate::report;
@@ -19,19 +19,13 @@ const SUMMARY: &str = "GITHUB_STEP_SUMMARY";
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// A job begins
-    #[command(
-        after_help = "Examples:\n  sniffer job start --id nightly-7 --name nightly && export SNIFFER_JOB_ID=nightly-7\n  sniffer job start --id 4711 --ci gitlab --pid $PPID\n\nOf the job is what has SNIFFER_JOB_ID=ID in its environment, and every descendant of --pid, whose end also ends the job. A job of a system that sniffer knows is of it without. Exit code: 0 begun, 2 refused (the id was used already, another user's job or process) or no daemon."
-    )]
+    #[command(after_help = help::JOB_START)]
     Start(StartOptions),
     /// A job ends: tells what it still holds, and which of its binds failed
-    #[command(
-        after_help = "Examples:\n  sniffer job end --id nightly-7\n  sniffer job end --id \"$RUNNER_TRACKING_ID\" --format github\n\nExit code: 0 ended, 2 refused (no such job, ended already, another user's) or no daemon."
-    )]
+    #[command(after_help = help::JOB_END)]
     End(EndOptions),
     /// The jobs that are known
-    #[command(
-        after_help = "Examples:\n  sniffer job list\n  sniffer job list --json | jq '.jobs[] | select(.state == \"running\")'\n\nExit code: 0 there are some, 1 there are none, 2 no daemon."
-    )]
+    #[command(after_help = help::JOB_LIST)]
     List {
         /// One JSON document on standard output
         #[arg(long)]
@@ -103,7 +97,7 @@ fn start(options: StartOptions) -> Result<u8, Failure> {
     let StartOptions { id, ci, name, repository, run, url, pid, json } = options;
     let process = match pid {
         Some(pid) => {
-            Some(process::parentage(pid).map_err(|_| format!("--pid: there is no process {pid}"))?.0)
+            Some(process::parentage(pid).map_err(|_| format!("--pid: there is no process {pid}; it has ended, or lives in another pid namespace: name one that runs as long as the job"))?.0)
         }
         None => None,
     };

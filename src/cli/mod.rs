@@ -6,8 +6,10 @@ mod check_config;
 mod conflicts;
 mod daemon;
 mod doctor;
+mod help;
 mod history;
 mod job;
+mod man;
 mod reap;
 mod run;
 mod shell;
@@ -31,7 +33,7 @@ const UNANSWERED: u8 = 2;
 
 /// Who holds a port on this host, for which CI job, and whether it has leaked.
 #[derive(Debug, Parser)]
-#[command(name = "sniffer", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "sniffer", version, max_term_width = 100, disable_help_subcommand = true, after_help = help::SNIFFER)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -40,9 +42,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Who holds a port now, why, since when, for which job, and what to do
-    #[command(
-        after_help = "Examples:\n  sniffer who-holds 8081\n  sniffer who-holds 127.0.0.1:8081/tcp --json\n  sniffer who-holds 8000-8100 --netns blue\n  sniffer who-holds 8081 --watch\n\nExit code: 0 held, 1 nobody holds it, 2 could not be answered."
-    )]
+    #[command(after_help = help::WHO_HOLDS)]
     WhoHolds {
         #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
         target: String,
@@ -53,9 +53,7 @@ enum Verb {
         watch: bool,
     },
     /// Every held port in every network namespace
-    #[command(
-        after_help = "Examples:\n  sniffer list\n  sniffer list --netns host\n  sniffer list --watch --json\n  sniffer list --json | jq '.claims[].port'\n\nExit code: 0 some port is held, 1 none is, 2 could not be answered."
-    )]
+    #[command(after_help = help::LIST)]
     List {
         #[command(flatten)]
         options: Options,
@@ -64,17 +62,13 @@ enum Verb {
         watch: bool,
     },
     /// Listeners that outlived their job (asks the daemon)
-    #[command(
-        after_help = "Examples:\n  sniffer leaks\n  sniffer leaks --json\n\nExit code: 0 nothing leaked, 1 leaks exist, 2 no daemon runs."
-    )]
+    #[command(after_help = help::LEAKS)]
     Leaks {
         #[command(flatten)]
         options: Options,
     },
     /// Would a bind succeed, and if not, what stands in its way
-    #[command(
-        after_help = "Examples:\n  sniffer can-bind 8081\n  sniffer can-bind 127.0.0.1:8081/tcp --reuseaddr\n  sniffer can-bind 80/tcp --uid 1001 --json\n\nA bare port means TCP and UDP, on every address. Exit code: 0 it would, 1 it would not, 2 could not be answered."
-    )]
+    #[command(after_help = help::CAN_BIND)]
     CanBind {
         #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
         target: String,
@@ -82,9 +76,7 @@ enum Verb {
         options: can_bind::Options,
     },
     /// Wait until a bind would succeed, and say meanwhile who has the port
-    #[command(
-        after_help = "Examples:\n  sniffer wait-free 8081/tcp --timeout 30s && ./server\n  sniffer wait-free 127.0.0.1:5432/tcp --reuseaddr\n\nExit code: 0 it would succeed now, 1 timed out, 2 could not be answered."
-    )]
+    #[command(after_help = help::WAIT_FREE)]
     WaitFree {
         #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
         target: String,
@@ -94,10 +86,8 @@ enum Verb {
         #[command(flatten)]
         options: can_bind::Options,
     },
-    /// Failed binds, each with who was refused and who had the port (asks the daemon)
-    #[command(
-        after_help = "Examples:\n  sniffer conflicts\n  sniffer conflicts --since 2h\n  sniffer conflicts --since 14:03 --json\n\nExit code: 0 there are some, 1 there are none, 2 could not be answered."
-    )]
+    /// Failed binds, each with who was refused and who had the port
+    #[command(after_help = help::CONFLICTS)]
     Conflicts {
         /// Only those that were seen since then: 90s, 2h, 7d ago, 14:03, or 2026-11-21T14:03:00Z
         #[arg(long, value_name = "TIME")]
@@ -110,67 +100,51 @@ enum Verb {
         json: bool,
     },
     /// Who held a port when, and how it ended
-    #[command(
-        after_help = "Examples:\n  sniffer history 8081\n  sniffer history 8081 --at 14:03\n  sniffer history 8000-8100 --since 2h --json\n  sniffer history 8081 --db ./history.db\n\nAsks the daemon; where none runs it reads the file that the last one wrote. Connections are not remembered. Exit code: 0 somebody is remembered, 1 nobody is, 2 could not be answered."
-    )]
+    #[command(after_help = help::HISTORY)]
     History(history::Options),
     /// The evidence of a job in one file, to keep as a build artefact
-    #[command(
-        after_help = "Examples:\n  sniffer report --job github_1f0c\n  sniffer report --job 4711 --ci gitlab --format html -o ports.html\n\nEvery port of the job, refused binds with both sides, leaks and lost listeners. Exit code: 0 written, 2 no such job is remembered."
-    )]
+    #[command(after_help = help::REPORT)]
     Report(history::ReportOptions),
     /// End what holds leaked ports, or a port that you name: a plan first, --yes to act
-    #[command(
-        after_help = "Examples:\n  sniffer reap --leaked\n  sniffer reap --job github_1f0c --yes\n  sniffer reap 8081/tcp --yes\n\nNever ends a client, pid 1 or what is exempt (unless you name its port); reaches exactly the process that was planned, or none. Exit code: 0 planned or ended, 1 something did not end, 2 not permitted or no daemon."
-    )]
+    #[command(after_help = help::REAP)]
     Reap(reap::Options),
     /// Run a command, follow all that it starts, and tell what it leaves behind
-    #[command(
-        after_help = "Examples:\n  sniffer run -- make test\n  sniffer run --name api --fail-on-leak --reap -- ./run-tests.sh\n  go test -exec 'sniffer run --fail-on-leak --' ./...\n\nSignals are handed on. Exit code: the command's (126 and 127 where it cannot be run or found, its signal where one ended it); 3 with --fail-on-leak where it passed and left a held port behind; 2 wrong usage. What is left is told on standard error."
-    )]
+    #[command(after_help = help::RUN)]
     Run(run::Options),
     /// Tell of a job's begin and end, from a hook of its CI system (asks the daemon)
-    #[command(
-        after_help = "Examples:\n  sniffer job start --id nightly-7\n  sniffer job end --id nightly-7\n  sniffer job list\n\nHooks that call it are in integrations/."
-    )]
+    #[command(after_help = help::JOB)]
     Job {
         #[command(subcommand)]
         verb: job::Verb,
     },
     /// The agent: watches, judges, exports metrics, answers
-    #[command(
-        after_help = "Examples:\n  sniffer daemon\n  sniffer daemon --config ./config.toml\n\nSIGTERM ends it, SIGHUP reloads the configuration. SNIFFER_LOG sets the log filter (error, warn, info, debug)."
-    )]
+    #[command(after_help = help::DAEMON)]
     Daemon {
         /// Configuration [default: /etc/sniffer/config.toml where it exists]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
     /// Parse and validate a configuration, naming every mistake
-    #[command(
-        after_help = "Examples:\n  sniffer check-config\n  sniffer check-config ./config.toml\n\nExit code: 0 valid, 2 mistakes."
-    )]
+    #[command(after_help = help::CHECK_CONFIG)]
     CheckConfig {
         /// The file [default: /etc/sniffer/config.toml]
         file: Option<PathBuf>,
     },
     /// What this kernel and these privileges allow, and what is lost without each
-    #[command(
-        after_help = "Examples:\n  sniffer doctor\n  sudo sniffer doctor --json\n\nExit code: 0 everything is there, 1 something is missing."
-    )]
+    #[command(after_help = help::DOCTOR)]
     Doctor {
         /// One JSON document on standard output
         #[arg(long)]
         json: bool,
     },
     /// Completions for a shell
-    #[command(after_help = "Example:\n  sniffer completions bash > /etc/bash_completion.d/sniffer")]
+    #[command(after_help = help::COMPLETIONS)]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
     /// The manual page
-    #[command(after_help = "Example:\n  sniffer man | man -l -")]
+    #[command(after_help = help::MAN)]
     Man,
 }
 
@@ -213,7 +187,7 @@ pub fn run() -> ExitCode {
         Verb::CheckConfig { file } => check_config::run(file),
         Verb::Doctor { json } => doctor::run(json),
         Verb::Completions { shell } => shell::completions(shell),
-        Verb::Man => shell::man(),
+        Verb::Man => shell::manual(),
     };
     ExitCode::from(outcome.unwrap_or_else(|failure| {
         report::complain(&failure);

@@ -16,6 +16,7 @@ use crate::report;
 
 /// Options of `reap`.
 #[derive(Debug, Args)]
+#[command(override_usage = "sniffer reap [OPTIONS] <TARGET|--job <ID>|--leaked>")]
 pub(super) struct Options {
     /// The holders of this port, leaked or not: 8081, 127.0.0.1:8081/tcp or 8000-8100
     #[arg(required_unless_present_any = ["job", "leaked"])]

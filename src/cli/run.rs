@@ -76,8 +76,11 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
         );
     }
     // Before anything is run: what cannot be reported is no wish to begin with.
-    let report_to = options.report.as_ref().map(fs::File::create).transpose();
-    let report_to = report_to.map_err(|error| format!("--report: {error}"))?;
+    let create = |file: &PathBuf| {
+        let cure = "name a file in a directory that is there, and that you may write to";
+        fs::File::create(file).map_err(|error| format!("--report: {}: {error}; {cure}", file.display()))
+    };
+    let report_to = options.report.as_ref().map(create).transpose()?;
     let mut command = Command::new(program);
     command.args(arguments);
     if let Some(name) = &options.name {
@@ -95,8 +98,11 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
     let family = match Family::start(command) {
         Ok(family) => family,
         Err(error) => {
-            report::complain(&format!("{}: {error}", program.display()));
-            return Ok(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_RUN });
+            let absent = error.kind() == io::ErrorKind::NotFound;
+            let cure =
+                if absent { "is it installed, and in PATH?" } else { "is it a program, and may you run it?" };
+            report::complain(&format!("{}: {error}; {cure}", program.display()));
+            return Ok(if absent { NOT_FOUND } else { NOT_RUN });
         }
     };
     let end = family.wait().map_err(|error| format!("cannot wait for the command: {error}"))?;

@@ -202,7 +202,7 @@ fn absolute_path(text: &str) -> Result<PathBuf, String> {
     if text.starts_with('/') && !text.contains('\0') {
         Ok(PathBuf::from(text))
     } else {
-        Err(format!("'{text}' is no absolute path"))
+        Err(format!("'{text}' is no absolute path; write one that begins with /"))
     }
 }
 

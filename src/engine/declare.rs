@@ -129,7 +129,10 @@ impl Engine {
             return Ok(());
         }
         let users = self.processes.users_of(key);
-        let forbidden = Err(Refused::Forbidden(format!("job '{}' is another user's", key.id)));
+        let forbidden = Err(Refused::Forbidden(format!(
+            "job '{}' is another user's; ask as that user or as root",
+            key.id
+        )));
         match self.jobs.declared(key) {
             Some(declared) if declared.by == by => return Ok(()),
             Some(declared)
@@ -170,7 +173,10 @@ impl Engine {
             )));
         };
         if by != ROOT && process.uid != Some(by) {
-            return Err(Refused::Forbidden(format!("process {} is another user's", id.pid)));
+            return Err(Refused::Forbidden(format!(
+                "process {} is another user's; ask as that user or as root",
+                id.pid
+            )));
         }
         let id = process.id;
         self.meet(process, now);

@@ -112,7 +112,8 @@ pub(super) fn open(path: &Path) -> Result<Connection, Unkept> {
 /// Opens the file to read. Errors: there is none, or it is not one of ours.
 pub(super) fn open_to_read(path: &Path) -> Result<Connection, Unkept> {
     let of = |error: rusqlite::Error| Unkept::of(path, &error);
-    if !path.exists() {
+    // A directory that is closed to us hides whether there is one.
+    if !path.try_exists().map_err(|error| Unkept::failed(path, error))? {
         return Err(Unkept::Missing(path.display().to_string()));
     }
     let flags =

@@ -35,16 +35,21 @@ impl Start {
     pub fn mistake(&self) -> Option<String> {
         let texts = [&self.ci, &self.name, &self.repository, &self.run, &self.url];
         if self.id.is_empty() {
-            return Some("the id is empty".to_owned());
+            return Some("the id is empty; give the CI system's own id of this run of the job".to_owned());
         }
         if self.ci.as_deref().unwrap_or("custom") == "custom" && self.id.starts_with(JobKey::RUN) {
-            return Some(format!("an id that begins with '{}' is one of `sniffer run`", JobKey::RUN));
+            return Some(format!(
+                "an id that begins with '{}' is one of `sniffer run`; choose another",
+                JobKey::RUN
+            ));
         }
         std::iter::once(&self.id).chain(texts.into_iter().flatten()).find_map(|text| {
             if text.len() > TEXT_BYTES {
-                return Some(format!("a text is longer than {TEXT_BYTES} bytes"));
+                return Some(format!("a text is longer than {TEXT_BYTES} bytes; shorten it"));
             }
-            text.chars().any(char::is_control).then(|| "a text has control characters".to_owned())
+            text.chars()
+                .any(char::is_control)
+                .then(|| "a text has control characters; leave them out".to_owned())
         })
     }
 }

@@ -40,7 +40,10 @@ impl std::str::FromStr for NetnsSelector {
 
     fn from_str(word: &str) -> Result<Self, String> {
         if let Some(pid) = word.strip_prefix("PID:").or_else(|| word.strip_prefix("pid:")) {
-            return pid.parse().map(NetnsSelector::Pid).map_err(|_| format!("'{pid}' is no process id"));
+            return pid
+                .parse()
+                .map(NetnsSelector::Pid)
+                .map_err(|_| format!("'{pid}' is no process id; write PID:4121"));
         }
         if word.is_empty() || word.contains('/') || word.chars().any(char::is_control) {
             return Err("a namespace is a name, an inode number, or PID:n".to_owned());

@@ -54,7 +54,9 @@ impl Past {
     /// Why the past is not remembered.
     fn why_not(&self) -> Option<String> {
         match &self.recorder {
-            None => Some("history.path is empty: no history is kept".to_owned()),
+            None => {
+                Some("history.path is empty: no history is kept; set it and restart the daemon".to_owned())
+            }
             Some(recorder) => recorder.standing().why.map(|why| format!("no history is kept now: {why}")),
         }
     }

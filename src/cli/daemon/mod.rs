@@ -68,7 +68,15 @@ fn mistakes(error: &ConfigError) -> Failure {
     for line in error.lines() {
         report::complain(&line);
     }
-    "the agent does not start on a configuration with mistakes; mend it, and test it with `sniffer check-config`".to_owned()
+    match error {
+        ConfigError::Unreadable { .. } => {
+            "the agent does not start on a configuration that it cannot read; name another, or none for the defaults"
+        }
+        ConfigError::Mistaken { .. } => {
+            "the agent does not start on a configuration with mistakes; mend it, and test it with `sniffer check-config`"
+        }
+    }
+    .to_owned()
 }
 
 fn log() {
