@@ -9,7 +9,12 @@
     reason = "a test's failure is a panic"
 )]
 
+#[path = "containers/agent.rs"]
+mod agent;
 mod common;
+#[allow(dead_code, reason = "no test is built for other kernels here")]
+#[path = "kernels/executables.rs"]
+mod executables;
 
 use std::fs;
 use std::io::Write;

@@ -20,7 +20,14 @@ impl Executables {
     }
 }
 
-/// Builds `sniffer`, `holder`, and the tests of these names; `lib` stands for the unit tests.
+/// Builds `sniffer` and `holder`.
+#[track_caller]
+pub(crate) fn programs() -> Executables {
+    // An example that is asked for among tests would be built as a test.
+    Executables(cargo(&["build", "--bin", "sniffer", "--example", "holder"]))
+}
+
+/// Builds these, and the tests of these names; `lib` stands for the unit tests.
 #[track_caller]
 pub(crate) fn build<'a>(tests: impl Iterator<Item = &'a str>) -> Executables {
     let mut selection: Vec<&str> = vec!["test", "--no-run"];
@@ -30,10 +37,9 @@ pub(crate) fn build<'a>(tests: impl Iterator<Item = &'a str>) -> Executables {
             test => selection.extend(["--test", test]),
         }
     }
-    // An example that is asked for among tests would be built as a test.
-    let mut executables = cargo(&["build", "--bin", "sniffer", "--example", "holder"]);
-    executables.extend(cargo(&selection));
-    Executables(executables)
+    let mut executables = programs();
+    executables.0.extend(cargo(&selection));
+    executables
 }
 
 #[track_caller]
