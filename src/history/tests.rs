@@ -57,6 +57,7 @@ fn what_is_written_is_read_as_it_was() {
         times: 3,
         since: at(0),
         cgroup: Some("/it".to_owned()),
+        pid: Some(4121),
     };
     let whole = Hold {
         job: Some(github(JobState::Running, "1").into()),

@@ -49,10 +49,11 @@ fn named(signal: u8) -> String {
     name.map_or_else(|| format!("signal {signal}"), |name| format!("signal {signal} ({name})"))
 }
 
-/// That a listener is back: "lost 4s before it began: …; that was the third time in 8m".
+/// How a listener was lost and came back, in words that follow "lost at 14:03:07:".
 pub fn comeback(back: &Comeback) -> String {
-    let gap = span(SignedDuration::from_millis(back.gap_ms));
+    let gap = gap(back.gap_ms);
     let how = of(back.end, back.exit, back.cgroup.as_deref());
+    let before = back.pid.map(|pid| format!(" (before: pid {pid})")).unwrap_or_default();
     let often = match back.times {
         0 | 1 => String::new(),
         times => {
@@ -60,7 +61,15 @@ pub fn comeback(back: &Comeback) -> String {
             format!("; that was the {} time in {over}", ordinal(times))
         }
     };
-    format!("it came back {gap} after the same program had lost the port: {how}{often}")
+    format!("{how}; it came back {gap} later as another process{before}{often}")
+}
+
+/// To the tenth of a second: a restart takes seconds, and which fraction of them tells who restarts it.
+fn gap(millis: i64) -> String {
+    match millis {
+        1000..60_000 => format!("{}.{}s", millis / 1000, millis % 1000 / 100),
+        _ => span(SignedDuration::from_millis(millis)),
+    }
 }
 
 fn ordinal(number: u64) -> String {
@@ -100,11 +109,13 @@ mod tests {
             times,
             since: at(0),
             cgroup: None,
+            pid: Some(4121),
         };
         assert_eq!(
             comeback(&back(3)),
-            "it came back 4s after the same program had lost the port: its process was killed by signal 11 (SIGSEGV); that was the 3rd time in 8m"
+            "its process was killed by signal 11 (SIGSEGV); it came back 4.2s later as another process (before: pid 4121); that was the 3rd time in 8m"
         );
+        assert_eq!([7, 59_960, 60_000].map(gap), ["7ms", "59.9s", "1m"]);
         assert!(!comeback(&back(1)).contains("time in"));
         assert_eq!(
             ["1st", "2nd", "11th", "22nd"],

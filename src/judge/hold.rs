@@ -80,6 +80,7 @@ impl Losses {
             times: self.moments.len() as u64,
             since: self.moments.first().copied().unwrap_or(lost_at),
             cgroup: self.last.cgroup.clone(),
+            pid: self.last.holder.as_ref().map(|holder| holder.pid),
         })
     }
 }
@@ -115,6 +116,7 @@ mod tests {
         let back = Hold { from: at(4), ..hold(2, 11) };
         let comeback = first.comeback(&back).unwrap();
         assert_eq!((comeback.times, comeback.gap_ms, comeback.end), (1, 4000, End::OomKilled));
+        assert_eq!(comeback.pid, Some(10));
         let second = Losses::with(Some(first.clone()), lost(60, 11), at(60));
         assert_eq!(second.comeback(&Hold { from: at(61), ..hold(3, 12) }).map(|back| back.times), Some(2));
         assert_eq!(first.comeback(&Hold { from: at(3000), ..hold(4, 13) }), None, "long after it");

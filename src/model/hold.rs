@@ -69,6 +69,9 @@ pub struct Comeback {
     /// Control group of the process that was lost, where the OOM killer ended it.
     #[serde(default)]
     pub cgroup: Option<String>,
+    /// That process.
+    #[serde(default)]
+    pub pid: Option<u32>,
 }
 
 /// A port that somebody had from one moment to another.

@@ -84,7 +84,7 @@ pub(super) fn tell(text: &mut String, hold: &Hold, now: Timestamp, zone: &TimeZo
         fact("test", &words::test(test));
     }
     if let Some(back) = &hold.comeback {
-        fact("back", &Escaped(&ending::comeback(back)).to_string());
+        fact("back", &words::comeback(back, now, zone));
     }
     if let Some(at) = hold.leaked_at {
         fact("LEAKED", &format!("at {}", words::moment(at, now, zone)));
@@ -162,6 +162,7 @@ mod tests {
             times: 3,
             since: at(0),
             cgroup: None,
+            pid: Some(7),
         };
         let back = Hold {
             from: at(424),

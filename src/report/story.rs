@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::words;
-use crate::judge::ending;
 use crate::model::answer::{Answer, AnswerSource};
 use crate::model::claim::{Claim, Nat, Owner, OwnerType, Verdict};
 use crate::model::escape::Escaped;
@@ -206,7 +205,7 @@ pub(super) fn tell(text: &mut String, claim: &Claim, how: &Told<'_>) {
         _ => {}
     }
     if let Some(back) = &claim.comeback {
-        fact(text, "back", &Escaped(&ending::comeback(back)).to_string());
+        fact(text, "back", &words::comeback(back, now, zone));
     }
     if claim.reuseport == Some(true) {
         fact(

@@ -3,9 +3,11 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::judge::ending;
 use crate::judge::leak::span;
 use crate::model::claim::Claim;
 use crate::model::escape::Escaped;
+use crate::model::hold::Comeback;
 use crate::model::job::{Job, JobState, Test};
 use crate::model::netns::Netns;
 use crate::model::process::Holder;
@@ -71,6 +73,11 @@ pub(super) fn job_state(job: &Job, now: Timestamp, zone: &TimeZone) -> String {
         (JobState::Ended, _, None) => "has ended, when was not seen".to_owned(),
         (state, _, _) => state.as_str().to_owned(),
     }
+}
+
+/// `lost at 14:03:07 (9s ago): … killed by the OOM killer …; it came back 4.2s later …`.
+pub(super) fn comeback(back: &Comeback, now: Timestamp, zone: &TimeZone) -> String {
+    format!("lost at {}: {}", moment(back.lost_at, now, zone), Escaped(&ending::comeback(back)))
 }
 
 /// The namespace of a claim: its name, or its inode with what keeps it.
