@@ -3,6 +3,7 @@
 use super::leak::span;
 use crate::model::hold::{Comeback, End, Hold};
 use crate::model::process::Exit;
+use crate::model::socket::ClaimKind;
 use jiff::SignedDuration;
 
 /// Names of the signals that end processes most often (signal(7), x86 and Arm).
@@ -22,7 +23,11 @@ const SIGNALS: [(u8, &str); 11] = [
 
 /// How a hold ended; `None` while it goes on.
 pub fn words(hold: &Hold) -> Option<String> {
-    hold.end.map(|end| of(end, hold.exit, hold.cgroup.as_deref()))
+    let end = hold.end?;
+    Some(match (end, hold.kind) {
+        (End::Closed, ClaimKind::NatRule) => "the rule was taken away".to_owned(),
+        _ => of(end, hold.exit, hold.cgroup.as_deref()),
+    })
 }
 
 /// An end, in words that follow "it was lost:" or stand alone.
@@ -86,7 +91,7 @@ fn ordinal(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::hold::fixtures::at;
+    use crate::model::hold::fixtures::{at, hold};
 
     #[test]
     fn ends_are_told_with_what_is_known_of_them() {
@@ -96,6 +101,13 @@ mod tests {
         assert_eq!(of(End::Exit, exit(3 << 8), None), "its process ended with exit status 3");
         assert_eq!(of(End::Exit, None, None), "its process ended");
         assert!(of(End::OomKilled, exit(9), Some("/it")).contains("OOM killer in control group /it"));
+    }
+
+    #[test]
+    fn nobody_closes_a_rule() {
+        let closed = |kind| words(&Hold { kind, end: Some(End::Closed), ..hold(1, 7) });
+        assert_eq!(closed(ClaimKind::NatRule).as_deref(), Some("the rule was taken away"));
+        assert_eq!(closed(ClaimKind::Listener).as_deref(), Some("it was closed"));
     }
 
     #[test]

@@ -116,8 +116,8 @@ impl Known<'_> {
     }
 }
 
-/// kube-proxy writes at each rule of a service whose it is: `namespace/service:port`.
-fn service(nat: &Nat) -> Option<String> {
+/// The service of a NodePort. kube-proxy writes at each rule of a service whose it is: `namespace/service:port`.
+pub fn service(nat: &Nat) -> Option<String> {
     let by_kube_proxy = nat.chain.starts_with("KUBE-") || nat.table == "kube-proxy";
     let comment = nat.comment.as_deref().filter(|_| by_kube_proxy)?;
     comment.split_whitespace().find(|word| is_service(word)).map(str::to_owned)

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::words;
-use crate::judge::ending;
 use crate::judge::leak::span;
+use crate::judge::{ending, owner};
 use crate::model::claim::Nat;
 use crate::model::escape::Escaped;
 use crate::model::hold::{History, Hold};
@@ -96,7 +96,8 @@ pub(super) fn tell(text: &mut String, hold: &Hold, now: Timestamp, zone: &TimeZo
 }
 
 fn rule(nat: &Nat) -> String {
-    format!("{}, to {}", Escaped(&nat.rule()), Escaped(&nat.destination()))
+    let service = owner::service(nat).map(|name| format!("service {name}: ")).unwrap_or_default();
+    format!("{}{}, to {}", Escaped(&service), Escaped(&nat.rule()), Escaped(&nat.destination()))
 }
 
 fn kind(kind: ClaimKind) -> &'static str {
