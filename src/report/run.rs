@@ -21,7 +21,8 @@ pub fn run(run: &Run, now: Timestamp, zone: &TimeZone) -> String {
     let ports: usize = run.left.iter().map(|left| left.ports.len()).sum();
     let _ = writeln!(
         text,
-        "sniffer: {} left {} and {} behind:",
+        "sniffer: {}{} left {} and {} behind:",
+        run.name.as_ref().map(|name| format!("test {}: ", Escaped(name))).unwrap_or_default(),
         words::command(&run.command),
         counted(run.left.len(), "process", "processes"),
         counted(ports, "held port", "held ports")
@@ -107,6 +108,10 @@ mod tests {
             holds    tcp 127.0.0.1:6379  LISTEN
         sniffer: Add --reap to have them ended. Better stop them where the command cleans up (a trap, a fixture, t.Cleanup), also when it fails.
         ");
+        let named = run(&Run { name: Some("Test\nX".to_owned()), ..left(vec![]) }, now, &TimeZone::UTC);
+        assert!(
+            named.starts_with("sniffer: test Test\\nX: make test left 1 process and 0 held ports behind:")
+        );
         assert_eq!(run(&Run { left: vec![], ..left(vec![]) }, now, &TimeZone::UTC), "");
         assert!(!left(vec![]).leaked());
     }
