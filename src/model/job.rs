@@ -39,6 +39,19 @@ pub struct JobFacts {
     pub url: Option<String>,
 }
 
+impl JobFacts {
+    /// The same job, with what somebody says of it in the place of what was known.
+    pub fn with(self, said: JobFacts) -> Self {
+        JobFacts {
+            name: said.name.or(self.name),
+            repository: said.repository.or(self.repository),
+            run: said.run.or(self.run),
+            url: said.url.or(self.url),
+            ..self
+        }
+    }
+}
+
 /// Whether a job is still going on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -110,7 +110,9 @@ impl JobTable {
             )));
         }
         self.make_room(by, alive)?;
-        let record = self.record(system, facts, &key, now);
+        let record = self.record(system, facts.clone(), &key, now);
+        // Its processes may have been met before, and tell less: whoever declares it says what it is called.
+        record.facts = record.facts.clone().with(facts);
         record.declared = Some(Declared { by, ended: false });
         record.started = record.started.or(Some(now));
         record.state = JobState::Running;
@@ -277,6 +279,26 @@ mod tests {
         assert_eq!(jobs.exited(50, at(10)).len(), 1, "its last step so far");
         assert_eq!(jobs.declare_end(&key, 7, at(300)).unwrap(), None);
         assert_eq!(jobs.standing(&key).unwrap().over_since, Some(at(300)));
+    }
+
+    #[test]
+    fn a_job_whose_processes_were_met_first_is_called_as_it_is_declared() {
+        let mut jobs = JobTable::default();
+        let systems = built_in();
+        let system = systems.iter().find(|system| system.name() == "custom").unwrap();
+        let key = JobKey { ci: "custom".to_owned(), id: "c".to_owned() };
+        let facts = |name: Option<&str>, run: Option<&str>| JobFacts {
+            key: key.clone(),
+            id: "c".to_owned(),
+            name: name.map(str::to_owned),
+            repository: None,
+            run: run.map(str::to_owned),
+            url: None,
+        };
+        jobs.record(system, facts(None, Some("7")), &key, at(0));
+        jobs.declare(system, facts(Some("nightly"), None), 7, &HashSet::new(), at(1)).unwrap();
+        let job = jobs.shown(&key).unwrap();
+        assert_eq!((job.name.as_deref(), job.run.as_deref()), (Some("nightly"), Some("7")));
     }
 
     #[test]
