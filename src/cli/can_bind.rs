@@ -86,7 +86,7 @@ pub(super) fn wait_free(target: &str, timeout: Option<&str>, options: &Options) 
     let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let left = || end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
     let mut asker = Asker::new();
-    let (mut pause, mut said) = (FIRST_PAUSE, String::new());
+    let (mut pauses, mut said) = (pauses(), String::new());
     let mut round = Duration::ZERO;
     loop {
         let answer = asker.can_bind(&question.target, &question.manner, &question.netns, round)?;
@@ -101,10 +101,14 @@ pub(super) fn wait_free(target: &str, timeout: Option<&str>, options: &Options) 
         if answer.source == AnswerSource::Daemon {
             round = ROUND.min(left());
         } else {
-            std::thread::sleep(jittered(pause).min(left()));
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            std::thread::sleep(jittered(pauses.next().unwrap_or(LONGEST_PAUSE)).min(left()));
         }
     }
+}
+
+/// Each twice as long as the one before, up to the longest.
+fn pauses() -> impl Iterator<Item = Duration> {
+    std::iter::successors(Some(FIRST_PAUSE), |pause| Some((*pause * 2).min(LONGEST_PAUSE)))
 }
 
 /// Between three quarters and five quarters of it: those who wait for one port do not look all at once.
@@ -148,6 +152,12 @@ fn print(answer: &CanBind, target: &str, options: &Options) -> Result<u8, Failur
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let millis: Vec<u128> = pauses().take(9).map(|pause| pause.as_millis()).collect();
+        assert_eq!(millis, [20, 40, 80, 160, 320, 640, 1280, 2000, 2000]);
+    }
 
     #[test]
     fn pauses_differ_by_a_quarter_at_the_most() {
