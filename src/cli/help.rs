@@ -97,7 +97,8 @@ passed and left a held port behind; 2 wrong usage.
 Examples:
   sniffer run -- make test
   sniffer run --fail-on-leak -- go test ./...
-  sniffer run --name api --fail-on-leak --reap -- ./run-tests.sh";
+  sniffer run --name api --fail-on-leak --reap -- ./run-tests.sh
+  sniffer run --ports 1 -- sh -c './server --port $SNIFFER_PORT'";
 
 pub(super) const JOB: &str = "\
 Hooks that call it are in integrations/.

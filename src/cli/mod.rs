@@ -9,6 +9,7 @@ mod doctor;
 mod help;
 mod history;
 mod job;
+mod lease;
 mod man;
 mod reap;
 mod run;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::ask::settings;
-use super::{Failure, LEAKED};
+use super::{Failure, LEAKED, lease};
 use crate::judge::ci::{self, declared};
 use crate::judge::test_runner;
 use crate::kernel::children::{self, End, Family};
@@ -55,6 +55,10 @@ pub(super) struct Options {
     /// End what is left: SIGTERM, and SIGKILL after 5s
     #[arg(long)]
     reap: bool,
+    /// Give the command so many ports that nobody else has, and no other `sniffer run --ports` gets: SNIFFER_PORT is the first,
+    /// SNIFFER_PORTS are all
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    ports: Option<u16>,
     /// Write what is left to this file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -85,6 +89,12 @@ pub(super) fn run(options: &Options) -> Result<u8, Failure> {
     command.args(arguments);
     if let Some(name) = &options.name {
         command.env(test_runner::NAMED, name);
+    }
+    // Until this process ends: whatever the command leaves on them is seen by whoever leases next.
+    let leases = options.ports.map(lease::lease).transpose()?.unwrap_or_default();
+    let ports: Vec<String> = leases.iter().map(|lease| lease.port().to_string()).collect();
+    if let Some(first) = ports.first() {
+        command.env(lease::PORT, first).env(lease::PORTS, ports.join(" "));
     }
     let settings = settings();
     let systems = settings.systems();

@@ -12,6 +12,7 @@ pub mod evidence;
 pub mod exempt;
 pub mod hold;
 pub mod leak;
+pub mod lease;
 pub mod nat;
 pub mod overlap;
 pub mod owner;

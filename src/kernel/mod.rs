@@ -12,6 +12,7 @@ pub mod containers;
 pub mod descriptors;
 pub mod doom;
 pub mod host;
+pub mod lease;
 pub mod links;
 pub mod look;
 pub mod memory;
