@@ -183,14 +183,19 @@ fn pattern(refusal: &Refusal<'_>) -> Option<String> {
             span(ago),
         ));
     }
-    (refusal.askers.len() > 1).then(|| {
+    is_fixed(refusal).then(|| {
         format!(
-            "{} is a fixed (hard-coded) port: {} asked for it {} times. Make it a variable.",
+            "{} is a fixed (hard-coded) port: {} asked for it {} times. Make it a variable, and let each test set it to 0, to a port of its own (sniffer run --ports 1), or to nothing where it needs no listener.",
             refusal.port,
             refusal.askers.join(", "),
             refusal.asked
         )
     })
+}
+
+/// Whether several programs ask for the same port by its number.
+fn is_fixed(refusal: &Refusal<'_>) -> bool {
+    refusal.gave_away.is_none() && refusal.askers.len() > 1
 }
 
 fn cure(refusal: &Refusal<'_>, claim: &Claim, cause: Cause) -> Option<String> {
@@ -206,6 +211,8 @@ fn cure(refusal: &Refusal<'_>, claim: &Claim, cause: Cause) -> Option<String> {
         Cause::LeakedListener => {
             format!("End it: {}. Let the job stop what it starts in a step that always runs.", kill())
         }
+        // What cures a fixed port is said already.
+        Cause::ConcurrentJob | Cause::SameJob if is_fixed(refusal) => return None,
         Cause::ConcurrentJob | Cause::SameJob => format!("Cure: {free}."),
         Cause::SameProcess => "Close the first socket before, or use it.".to_owned(),
         Cause::OutgoingConnection => match refusal.ephemeral {
@@ -301,7 +308,7 @@ mod tests {
             job: Some(github(JobState::Running, "2")),
             ..claim()
         };
-        insta::assert_snapshot!(explain(&fixed, std::slice::from_ref(&blocker)).explanation, @"8081/tcp was taken: provider.test (pid 21) of github job test of o/r, another job on this host, has it. 8081 is a fixed (hard-coded) port: gateway.test, provider.test asked for it 5 times. Make it a variable. Cure: bind port 0 and pass on what you get, or give each job a port of its own.");
+        insta::assert_snapshot!(explain(&fixed, std::slice::from_ref(&blocker)).explanation, @"8081/tcp was taken: provider.test (pid 21) of github job test of o/r, another job on this host, has it. 8081 is a fixed (hard-coded) port: gateway.test, provider.test asked for it 5 times. Make it a variable, and let each test set it to 0, to a port of its own (sniffer run --ports 1), or to nothing where it needs no listener.");
         let gave = Refusal { gave_away: Some(SignedDuration::from_millis(12)), ..refusal() };
         assert!(
             explain(&gave, &[blocker])
