@@ -10,6 +10,8 @@
     reason = "helpers of tests; each test file uses some of them"
 )]
 
+pub mod cgroup;
+
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Lines, Read, Write};

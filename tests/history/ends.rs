@@ -1,11 +1,11 @@
 //! How holds end, and how they come back.
 
 use std::fs;
-use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
 use super::{ended, holds};
+use crate::common::cgroup::Small;
 use crate::common::{Daemon, Tree, eventually, json as asked, ports_of_ones_own, program, run};
 
 #[test]
@@ -82,50 +82,6 @@ fn without_the_kernels_programs_the_ends_are_known_too() {
     eventually("it is known to listen no more", || {
         holds(&daemon, closed).pop().filter(|hold| hold["kind"] == "bound" || hold["end"] == "closed")
     });
-}
-
-/// A control group with so little memory that whoever eats is killed. Removed with the test.
-struct Small {
-    path: PathBuf,
-}
-
-impl Small {
-    fn new(name: &str) -> Small {
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let of = |controller: &str| {
-            own.lines().find_map(|line| {
-                let mut fields = line.splitn(3, ':').skip(1);
-                let (controllers, path) = (fields.next()?, fields.next()?);
-                controllers
-                    .split(',')
-                    .any(|it| it == controller)
-                    .then(|| path.trim_start_matches('/').to_owned())
-            })
-        };
-        let name = format!("sniffer-{name}-{}", std::process::id());
-        let (path, limit) = match of("memory") {
-            Some(path) => {
-                (PathBuf::from("/sys/fs/cgroup/memory").join(path).join(name), "memory.limit_in_bytes")
-            }
-            // Of cgroup v2 the root alone may have both processes and controllers for its children.
-            None => (PathBuf::from("/sys/fs/cgroup").join(name), "memory.max"),
-        };
-        fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        fs::write(path.join(limit), (24 << 20).to_string()).unwrap();
-        // Swapping would take the place of being killed.
-        let _ = fs::write(path.join("memory.swap.max"), "0");
-        Small { path }
-    }
-
-    fn eat(&self) -> String {
-        format!("eat:{}", self.path.display())
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        eventually("the control group is empty", || fs::remove_dir(&self.path).is_ok().then_some(()));
-    }
 }
 
 #[test]
