@@ -1,0 +1,172 @@
+//! Antrea: a check that judged from a cache which had not caught up refused what was free. Here a port is bound, closed and asked
+//! about, over and over, by the test itself; and each job gets ports of its own.
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sniffer::kernel::clock;
+
+use crate::common::{self, Daemon, SNIFFER, Tree, alone, open_directory, ports_of_ones_own, program, run};
+use crate::sample::Sample;
+
+/// Enough that a cache which lags behind is caught, whatever it lags by.
+const ROUNDS: usize = 100;
+
+#[track_caller]
+fn holders(document: &Value) -> Vec<u32> {
+    document["claims"].as_array().unwrap().iter().flat_map(common::holders).collect()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_port_that_was_let_go_is_free_in_the_very_next_answer_and_one_that_was_bound_is_held() {
+    let daemon = Daemon::start("");
+    let [port] = ports_of_ones_own();
+    let own = [std::process::id()];
+    for round in 0..ROUNDS {
+        let before = clock::now();
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let held = daemon.who_holds(port);
+        assert_eq!(holders(&held), own, "round {round}: {held:#}");
+        let asked = clock::now();
+        drop(listener);
+        let free = daemon.who_holds(port);
+        assert_eq!(free["claims"], Value::Array(vec![]), "round {round}: {free:#}");
+        assert!(moment(&held) >= before && moment(&free) >= asked, "as of when: {held:#} {free:#}");
+    }
+    // The same where no daemon runs, and in the answer about a bind.
+    let target = format!("127.0.0.1:{port}/tcp");
+    let answer = |command: &mut Command| common::json(command);
+    for round in 0..ROUNDS / 10 {
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        assert_eq!(answer(alone().args(["who-holds", &target])).0, 0, "round {round}");
+        assert_eq!(answer(&mut daemon.ask(&["can-bind", &target])).0, 1, "round {round}");
+        drop(listener);
+        assert_eq!(answer(alone().args(["who-holds", &target])).0, 1, "round {round}");
+        assert_eq!(answer(&mut daemon.ask(&["can-bind", &target])).0, 0, "round {round}");
+    }
+}
+
+#[track_caller]
+fn moment(document: &Value) -> jiff::Timestamp {
+    document["as_of"].as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn whoever_waits_for_a_port_is_told_who_has_it_and_waits_no_longer_than_allowed() {
+    let daemon = Daemon::start("");
+    let directory = open_directory();
+    let [port] = ports_of_ones_own();
+    let target = format!("127.0.0.1:{port}/tcp");
+    for with_daemon in [true, false] {
+        let ask = |arguments: &[&str]| {
+            let mut command = if with_daemon { daemon.ask(arguments) } else { alone() };
+            if !with_daemon {
+                command.args(arguments);
+            }
+            command
+        };
+        let mut holder = Command::new(program(&directory, "antrea-agent"));
+        let tree = Tree::start(holder.args(["it", &format!("tcp:127.0.0.1:{port}")]), &["it"]);
+        let pid = tree.it().pid;
+        let began = Instant::now();
+        let (code, stdout, stderr) = run(&mut ask(&["wait-free", &target, "--timeout", "300ms"]));
+        assert!(code == 1 && began.elapsed() >= Duration::from_millis(300), "{stdout}{stderr}");
+        assert!(stdout.starts_with(&format!("{target}: a bind would fail: EADDRINUSE")), "{stdout}");
+
+        let mut waits = ask(&["wait-free", &target, "--timeout", "60s"]);
+        let mut waits = waits.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        let mut byte = [0];
+        let mut diagnostics = waits.stderr.take().unwrap();
+        while !said.ends_with('\n') && diagnostics.read(&mut byte).unwrap() == 1 {
+            said.push(char::from(byte[0]));
+        }
+        assert!(said.contains(&format!("antrea-agent (pid {pid}) has it")), "{said}");
+        assert!(waits.try_wait().unwrap().is_none(), "it waits");
+        drop(tree);
+        let output = waits.wait_with_output().unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{stdout}");
+        let sample = Sample { ports: &[(port, "10349")], pids: &["4121"], ..Sample::default() };
+        insta::assert_snapshot!("wait_free", sample.of(&(said + &stdout)));
+    }
+}
+
+/// Says its ports when all of them are bound, and goes on until it is told.
+const SERVER: &str = r#"
+import os, socket, sys
+sockets = []
+for port in os.environ["SNIFFER_PORTS"].split():
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        one = socket.socket(socket.AF_INET, kind)
+        one.bind(("127.0.0.1", int(port)))
+        sockets.append(one)
+assert os.environ["SNIFFER_PORT"] == os.environ["SNIFFER_PORTS"].split()[0]
+print(os.environ["SNIFFER_PORTS"], flush=True)
+sys.stdin.read()
+"#;
+
+#[test]
+#[ignore = "needs root"]
+fn each_job_that_asks_gets_ports_of_its_own() {
+    const JOBS: usize = 6;
+    let daemon = Daemon::start("");
+    for with_daemon in [true, false] {
+        let job = |_| {
+            let mut command = if with_daemon { daemon.ask(&[]) } else { alone() };
+            command.args(["run", "--ports", "3", "--", "python3", "-c", SERVER]);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        // All at once, and all of them bind what they were given before the first one ends.
+        let mut jobs: Vec<_> = (0..JOBS).map(job).collect();
+        let mut given = Vec::new();
+        for job in &mut jobs {
+            let mut line = String::new();
+            BufReader::new(job.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            let ports: Vec<u16> = line.split_whitespace().map(|port| port.parse().unwrap()).collect();
+            assert_eq!(ports.len(), 3, "{line:?}");
+            given.extend(ports);
+        }
+        let different: HashSet<u16> = given.iter().copied().collect();
+        assert_eq!(different.len(), JOBS * 3, "{given:?}");
+        assert!(given.iter().all(|port| (20_000..30_000).contains(port)), "{given:?}");
+        for job in jobs {
+            let output = job.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    // A port that somebody has is not given, though nobody leased it: not even to the process whose number makes it the first to try.
+    let script = "read go; exec \"$1\" run --ports 1 -- sh -c 'echo $SNIFFER_PORT'";
+    let mut job = Command::new("sh");
+    job.args(["-c", script, "sh", SNIFFER]).env("SNIFFER_SOCKET", daemon.socket());
+    let mut job = job.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let first = u16::try_from(20_000 + job.id() % 10_000).unwrap();
+    let _taken = TcpListener::bind(("127.0.0.1", first)).expect("nobody else has it");
+    job.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let output = job.wait_with_output().unwrap();
+    let given: u16 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    assert!(given != first && (20_000..30_000).contains(&given), "{given}, and {first} is taken");
+    let mut told = alone();
+    told.args([
+        "run",
+        "--ports",
+        "2",
+        "--",
+        "sh",
+        "-c",
+        "echo \"the first: $SNIFFER_PORT, all: $SNIFFER_PORTS\"",
+    ]);
+    let (code, stdout, stderr) = run(&mut told);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let ports: Vec<u16> = stdout.split([' ', ',', '\n']).filter_map(|word| word.parse().ok()).collect();
+    let [first, again, second] = ports[..] else { panic!("{stdout}") };
+    assert!(first == again && first != second, "{stdout}");
+    let sample = Sample { ports: &[(first, "24310"), (second, "24311")], ..Sample::default() };
+    insta::assert_snapshot!("own_ports", sample.of(&stdout));
+}
