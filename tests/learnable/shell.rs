@@ -24,7 +24,7 @@ impl Shell {
     }
 
     pub(crate) fn zsh() -> Shell {
-        let setup = "PS1=; unsetopt beep; fpath=(. $fpath); autoload -Uz compinit; compinit -u -D; sniffer() { printf '<%s %s>\\n' ran \"$*\"; }";
+        let setup = "PS1=; unsetopt beep; fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D; sniffer() { printf '<%s %s>\\n' ran \"$*\"; }";
         Shell::start("zsh -f -i", setup, "_sniffer", "zsh")
     }
 
