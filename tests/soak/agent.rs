@@ -1,0 +1,165 @@
+//! The agent under the soak: killed and started on the same files, asked, and measured by what the kernel says of it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags};
+use serde_json::Value;
+
+use crate::common::{Daemon, eventually, run};
+use crate::kernel;
+
+/// Figures are the least of so many readings, so that no look that goes on is counted.
+const READINGS: usize = 30;
+const BETWEEN: Duration = Duration::from_millis(100);
+
+/// What the agent has, and may not have more and more of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Figures {
+    pub(super) descriptors: usize,
+    pub(super) threads: usize,
+    pub(super) resident_mib: f64,
+    /// Network namespaces but its own that it has open, or a thread of it is in.
+    pub(super) namespaces: usize,
+}
+
+/// Starts it again after a kill; answers after what time it was ready.
+#[track_caller]
+pub(super) fn kill_and_restart(daemon: &mut Daemon) -> Duration {
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    let started = Instant::now();
+    let mut command = Daemon::command(&daemon.directory);
+    // Half an hour of storms would fill the disk with the words for developers.
+    command.env("SNIFFER_LOG", "sniffer=info").stdin(Stdio::null());
+    daemon.child = command.spawn().unwrap();
+    eventually("the agent is ready again", || {
+        let ended = daemon.child.try_wait().unwrap();
+        assert!(ended.is_none(), "it ended: {ended:?}");
+        daemon.get("/readyz").filter(|(status, _)| *status == 200)
+    });
+    started.elapsed()
+}
+
+/// What it answers, again while it is too busy to; a storm leaves it few turns on a small host.
+#[track_caller]
+pub(super) fn answer(daemon: &Daemon, question: &[&str]) -> Value {
+    eventually("the agent answers", || {
+        let (_, text, _) = run(daemon.ask(question).arg("--json"));
+        serde_json::from_str(&text).ok()
+    })
+}
+
+/// What it has while nothing happens.
+#[track_caller]
+pub(super) fn figures(daemon: &Daemon) -> Figures {
+    let least = |one: Figures, other: Figures| Figures {
+        descriptors: one.descriptors.min(other.descriptors),
+        threads: one.threads.min(other.threads),
+        resident_mib: one.resident_mib.min(other.resident_mib),
+        namespaces: one.namespaces.min(other.namespaces),
+    };
+    let readings = std::iter::repeat_with(|| {
+        std::thread::sleep(BETWEEN);
+        read(daemon.child.id())
+    });
+    readings.take(READINGS).reduce(least).unwrap()
+}
+
+fn read(pid: u32) -> Figures {
+    let own = kernel::namespace_of(format!("/proc/{pid}/ns/net").as_ref());
+    let entries = |directory: &str| {
+        let entries = fs::read_dir(format!("/proc/{pid}/{directory}")).unwrap();
+        entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let (descriptors, threads) = (entries("fd"), entries("task"));
+    let ways = descriptors.iter().cloned().chain(threads.iter().map(|thread| thread.join("ns/net")));
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    Figures {
+        descriptors: descriptors.len(),
+        threads: threads.len(),
+        resident_mib: resident.unwrap().parse::<f64>().unwrap() / 1024.0,
+        namespaces: ways.filter_map(|way| kernel::namespace_of(&way)).filter(|way| Some(*way) != own).count(),
+    }
+}
+
+/// The differences between what it lists and what the kernel has: none, once what others on this host do leaves a moment for that.
+#[track_caller]
+pub(super) fn table_is_the_kernels(daemon: &Daemon) -> usize {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let before = kernel::sockets();
+        let document = answer(daemon, &["list"]);
+        assert_eq!(document["source"], "daemon");
+        let listed = kernel::listed(&document);
+        let differences = kernel::differences(&before, &listed, &kernel::sockets());
+        if differences.is_empty() {
+            return listed.len();
+        }
+        assert!(Instant::now() < end, "the table is not the kernel's: {differences:#?}");
+    }
+}
+
+/// The file of the history, read by SQLite itself.
+pub(super) struct Remembered {
+    pub(super) bytes: u64,
+    pub(super) holds: i64,
+    pub(super) refusals: i64,
+    /// Cookies of the sockets whose holds go on.
+    pub(super) open: Vec<u64>,
+}
+
+/// Reads the file, whole and undamaged.
+#[track_caller]
+pub(super) fn remembered(daemon: &Daemon) -> Remembered {
+    let path = daemon.directory.path().join("history.db");
+    let file = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let verdict: String = file.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(verdict, "ok");
+    let count = |sql: &str| file.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    let mut keys = file.prepare("SELECT key FROM open").unwrap();
+    let keys: Vec<String> = keys.query_map([], |row| row.get(0)).unwrap().flatten().collect();
+    let cookie = |key: &String| serde_json::from_str::<Value>(key).unwrap()["socket"].as_u64();
+    Remembered {
+        bytes: fs::metadata(&path).unwrap().size(),
+        holds: count("SELECT count(*) FROM hold"),
+        refusals: count("SELECT count(*) FROM conflict"),
+        open: keys.iter().filter_map(cookie).collect(),
+    }
+}
+
+/// Every hold that goes on in the file is of a socket that is there, and each listener has one.
+#[track_caller]
+pub(super) fn open_holds_are_the_kernels(daemon: &Daemon) -> usize {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let before = kernel::sockets();
+        // Answered when everything that was seen is written.
+        let document = answer(daemon, &["history", "1"]);
+        assert_eq!(document["schema"], 1, "{document:#}");
+        let open = remembered(daemon).open;
+        let after = kernel::sockets();
+        let has =
+            |sockets: &kernel::Sockets, wanted: u64| sockets.keys().any(|(_, cookie)| *cookie == wanted);
+        let over: Vec<_> = open.iter().filter(|key| !has(&before, **key) && !has(&after, **key)).collect();
+        let stays = before.iter().filter(|(key, held)| held.waits && after.contains_key(key));
+        let missing: Vec<_> = stays.filter(|((_, cookie), _)| !open.contains(cookie)).collect();
+        if over.is_empty() && missing.is_empty() {
+            return open.len();
+        }
+        assert!(Instant::now() < end, "holds that are over: {over:?}; of these there is none: {missing:#?}");
+    }
+}
+
+/// The sum of a family of metrics.
+#[track_caller]
+pub(super) fn sum(daemon: &Daemon, family: &str) -> f64 {
+    let (_, body) = daemon.get("/metrics").unwrap();
+    let values = body
+        .lines()
+        .filter(|line| line.strip_prefix(family).is_some_and(|rest| rest.starts_with(['{', ' '])));
+    values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
