@@ -166,7 +166,8 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D)
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
-fn parse(body: &[u8]) -> serde_json::Result<Vec<Container>> {
+/// The containers of a list as Docker's API gives it (`GET /containers/json`). Errors: it is no such list.
+pub fn parse(body: &[u8]) -> serde_json::Result<Vec<Container>> {
     Ok(serde_json::from_slice::<Vec<Listed>>(body)?.into_iter().map(container).collect())
 }
 

@@ -193,14 +193,19 @@ pub fn refers_to(descriptor: Descriptor, inode: u32) -> Result<bool, Unreadable>
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Link {
+/// What a link in `/proc/PID/fd` leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// A socket, with its inode in sockfs.
     Socket(u32),
+    /// A network namespace, with its inode in nsfs.
     Netns(u64),
+    /// Anything else.
     Other,
 }
 
-fn parse_link(text: &[u8]) -> Link {
+/// Reads the text of a link: `socket:[191563]`, `net:[4026531833]`.
+pub fn parse_link(text: &[u8]) -> Link {
     let number = |prefix: &[u8]| -> Option<u64> {
         std::str::from_utf8(text.strip_prefix(prefix)?.strip_suffix(b"]")?).ok()?.parse().ok()
     };

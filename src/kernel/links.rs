@@ -35,7 +35,8 @@ pub fn names() -> io::Result<HashMap<u32, String>> {
     Ok(links.into_iter().collect())
 }
 
-fn decode(payload: &[u8]) -> Option<(u32, String)> {
+/// Index and name, of one message of `RTM_GETLINK` (`struct ifinfomsg` and attributes); `None` where it is malformed or names none.
+pub fn decode(payload: &[u8]) -> Option<(u32, String)> {
     let link = LinkMessage::parse(payload).ok()?;
     let name = link.attributes.into_iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name),

@@ -59,7 +59,8 @@ fn of_process(pid: u32) -> Result<Vec<NetnsMount>, Unreadable> {
     Ok(parse(&text, Path::new(&format!("/proc/{pid}/root"))))
 }
 
-fn parse(text: &[u8], root: &Path) -> Vec<NetnsMount> {
+/// The network namespaces of a mountinfo; `root` is how its files are reached. Odd lines are left out.
+pub fn parse(text: &[u8], root: &Path) -> Vec<NetnsMount> {
     String::from_utf8_lossy(text).lines().filter_map(|line| parse_line(line, root)).collect()
 }
 

@@ -88,9 +88,21 @@ enum Dump {
     Interrupted,
 }
 
-enum Reply<'a> {
-    Payload { bytes: &'a [u8], interrupted: bool },
-    Done { interrupted: bool },
+/// One message of a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply<'a> {
+    /// What was asked for.
+    Payload {
+        /// Behind the header.
+        bytes: &'a [u8],
+        /// The table changed meanwhile (`NLM_F_DUMP_INTR`).
+        interrupted: bool,
+    },
+    /// The end of a dump.
+    Done {
+        /// The table changed meanwhile.
+        interrupted: bool,
+    },
 }
 
 fn encode(message_type: u16, flags: u16, payload: &[u8]) -> io::Result<Vec<u8>> {
@@ -104,8 +116,8 @@ fn encode(message_type: u16, flags: u16, payload: &[u8]) -> io::Result<Vec<u8>> 
     Ok(bytes)
 }
 
-/// Splits one datagram into messages; a malformed one ends the walk with an error.
-fn split(mut bytes: &[u8]) -> impl Iterator<Item = io::Result<Reply<'_>>> {
+/// Splits one datagram into messages (`struct nlmsghdr` of linux/netlink.h); a malformed one ends the walk with an error.
+pub fn split(mut bytes: &[u8]) -> impl Iterator<Item = io::Result<Reply<'_>>> {
     let mut broken = false;
     std::iter::from_fn(move || {
         if bytes.is_empty() || broken {

@@ -25,8 +25,8 @@ fn kills_in(unified: Option<PathBuf>, v1: Option<PathBuf>) -> Option<u64> {
     files.into_iter().flatten().find_map(|file| oom_kill(&fs::read_to_string(file).ok()?))
 }
 
-/// Both files have lines of a name and a number.
-fn oom_kill(text: &str) -> Option<u64> {
+/// Kills as `memory.events` or `memory.oom_control` tells them: both have lines of a name and a number.
+pub fn oom_kill(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 

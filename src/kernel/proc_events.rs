@@ -213,8 +213,9 @@ fn subscription() -> Vec<u8> {
     bytes
 }
 
-/// Decodes the events of one datagram; malformed and unknown ones are left out.
-fn decode_all(mut bytes: &[u8]) -> Vec<ProcessEvent> {
+/// Decodes the events of one datagram (`struct cn_msg` with `struct proc_event`, linux/cn_proc.h); malformed and unknown ones are left
+/// out.
+pub fn decode_all(mut bytes: &[u8]) -> Vec<ProcessEvent> {
     let mut events = Vec::new();
     while let Some(length) =
         word(bytes, 0).map(|length| length as usize).filter(|length| *length >= NLMSG_BYTES)

@@ -310,8 +310,8 @@ fn cgroup_text(dir: &ProcDir) -> Option<String> {
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Arguments are ended by NUL; empty ones count, and bytes that are not UTF-8 are replaced visibly.
-fn split_cmdline(bytes: &[u8]) -> Vec<String> {
+/// Splits `/proc/PID/cmdline`: arguments are ended by NUL; empty ones count, and bytes that are not UTF-8 are replaced visibly.
+pub fn split_cmdline(bytes: &[u8]) -> Vec<String> {
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
     if bytes.is_empty() {
         return Vec::new();

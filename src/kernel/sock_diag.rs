@@ -147,7 +147,7 @@ fn port_filter(ports: &RangeInclusive<u16>) -> Vec<u8> {
 }
 
 /// Decodes one `struct inet_diag_msg` with its attributes; `None` for a message that is too short or has no local port.
-fn decode(netns: NetnsKey, protocol: Protocol, payload: &[u8]) -> Option<Socket> {
+pub fn decode(netns: NetnsKey, protocol: Protocol, payload: &[u8]) -> Option<Socket> {
     let msg = Msg::new_from_slice(payload.get(..Msg::len())?)?;
     let attributes = payload.get(Msg::len()..)?;
     let port = msg.sockid.sport();

@@ -73,13 +73,14 @@ fn setting(name: &str, bytes: usize) -> Option<String> {
     String::from_utf8(text).ok()
 }
 
-fn parse_range(text: &str) -> Option<(u16, u16)> {
+/// Two numbers with space between them.
+pub fn parse_range(text: &str) -> Option<(u16, u16)> {
     let mut numbers = text.split_whitespace();
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// `8080,9000-9010`; what is neither is left out.
-fn parse_ranges(text: &str) -> Vec<RangeInclusive<u16>> {
+pub fn parse_ranges(text: &str) -> Vec<RangeInclusive<u16>> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some(first.parse().ok()?..=last.parse().ok()?)
@@ -94,8 +95,9 @@ pub fn addresses() -> std::io::Result<Vec<LocalAddress>> {
     Dumper::open(NETLINK_ROUTE)?.dump(RTM_GETADDR, &request, |found, payload| found.extend(decode(payload)))
 }
 
-/// The local address: of a peer-to-peer interface `IFA_ADDRESS` is the other end.
-fn decode(payload: &[u8]) -> Option<LocalAddress> {
+/// The local address of one message of `RTM_GETADDR` (`struct ifaddrmsg` and attributes): of a peer-to-peer interface `IFA_ADDRESS`
+/// is the other end.
+pub fn decode(payload: &[u8]) -> Option<LocalAddress> {
     let message = AddressMessage::parse(payload).ok()?;
     let (mut own, mut any): (Option<IpAddr>, Option<IpAddr>) = (None, None);
     for attribute in message.attributes {

@@ -92,7 +92,7 @@ pub enum Event {
 
 /// What the programs tell at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Told {
+pub enum Told {
     /// Something that happened.
     One(Event),
     /// What a thread has bound.
@@ -108,18 +108,18 @@ pub(super) enum Told {
 
 /// The last binds of a slot, as far as they succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Slot {
+pub struct Slot {
     /// Which slot.
-    pub(super) index: u32,
+    pub index: u32,
     /// Number of the first bind that is not told yet.
-    pub(super) end: u32,
+    pub end: u32,
     /// How far before the end each is, in order. Some were told before.
     binds: Vec<(u32, BindEvent)>,
 }
 
 impl Slot {
     /// The binds from this number on that the slot still has, and how many it has no more: they were overwritten.
-    pub(super) fn since(self, first: u32) -> (Vec<BindEvent>, u32) {
+    pub fn since(self, first: u32) -> (Vec<BindEvent>, u32) {
         let new = self.end.wrapping_sub(first);
         let binds: Vec<BindEvent> =
             self.binds.into_iter().filter(|(back, _)| *back <= new).map(|(_, bind)| bind).collect();
@@ -129,7 +129,7 @@ impl Slot {
 }
 
 /// Decodes what was told; `None` where it is too short, or of a kind, protocol or family that is not known.
-pub(super) fn decode(bytes: &[u8]) -> Option<Told> {
+pub fn decode(bytes: &[u8]) -> Option<Told> {
     match Fields(bytes).u8(44)? {
         kind::BINDS => slot(bytes).map(Told::Binds),
         kind::UNDECIDED => match event(bytes)? {

@@ -245,13 +245,17 @@ fn iterator<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Iter, Unavaila
     program.try_into().map_err(|error: aya::programs::ProgramError| failed(error.to_string()))
 }
 
+/// An open file that the walk tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OpenFile {
+pub enum OpenFile {
+    /// A socket with its inode, who has it open, and its options.
     Socket(u32, Descriptor, SocketOptions),
+    /// A network namespace, and who has it open.
     Namespace(Descriptor),
 }
 
-fn decode(bytes: &[u8]) -> Option<OpenFile> {
+/// Decodes a `struct open_file` of `event.h`; `None` where it is too short, or a file of another kind.
+pub fn decode(bytes: &[u8]) -> Option<OpenFile> {
     let file = Fields(bytes);
     let held = Descriptor { pid: file.u32(0)?, fd: file.u32(4)? };
     match file.u32(16)? {
@@ -302,7 +306,8 @@ impl BoundFile {
     }
 }
 
-fn decode_bound(bytes: &[u8]) -> Option<BoundFile> {
+/// Decodes a `struct bound_file` of `event.h`; `None` where it is too short, or of another family.
+pub fn decode_bound(bytes: &[u8]) -> Option<BoundFile> {
     let bound = Fields(bytes);
     Some(BoundFile {
         cookie: bound.u64(0)?,
@@ -317,7 +322,8 @@ fn decode_bound(bytes: &[u8]) -> Option<BoundFile> {
     })
 }
 
-fn decode_options(bytes: &[u8]) -> Option<(u64, SocketOptions)> {
+/// Decodes a `struct socket_options` of `event.h`: a cookie and its options; `None` where it is too short, or has no cookie.
+pub fn decode_options(bytes: &[u8]) -> Option<(u64, SocketOptions)> {
     let options = Fields(bytes);
     let (cookie, flags) = (options.u64(0)?, options.u32(8)?);
     // Nobody has asked for the cookie of this one yet, so nobody knows it.

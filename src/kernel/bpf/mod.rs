@@ -8,7 +8,7 @@ pub mod holders;
 mod load;
 mod source;
 
-pub use event::{Event, Exec};
+pub use event::{Event, Exec, Slot, Told, decode};
 pub use source::{Drained, Hurry, Source};
 
 /// What is gained by a group of programs; a group works as a whole.

@@ -24,9 +24,9 @@ pub(super) fn table() -> io::Result<Option<Table>> {
     }
 }
 
-/// A line for each virtual server, and indented ones for where it sends its traffic:
+/// Decodes `/proc/net/ip_vs`: a line for each virtual server, and indented ones for where it sends its traffic:
 /// `TCP  C0A80001:0050 rr`, `  -> 0A000002:1F90      Masq    1      0          0`.
-fn parse(text: &str) -> Option<Table> {
+pub fn parse(text: &str) -> Option<Table> {
     let mut rules: Vec<Rule> = Vec::new();
     // Whether the servers that follow are of the last rule.
     let mut known = false;

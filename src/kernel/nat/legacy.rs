@@ -39,8 +39,8 @@ const RETURN: i32 = -5;
 const INVERTED_DESTINATION: u8 = 0x10;
 const INVERTED_PROTOCOL: u8 = 0x40;
 
-/// Where things lie in an entry.
-pub(super) struct Layout {
+/// Where things lie in an entry of a family.
+pub struct Layout {
     family: Family,
     level: i32,
     pub(super) names: &'static str,
@@ -54,7 +54,8 @@ pub(super) struct Layout {
     elements: usize,
 }
 
-pub(super) const FOUR: Layout = Layout {
+/// IPv4: `struct ipt_entry`.
+pub const FOUR: Layout = Layout {
     family: Family::Four,
     level: 0,
     names: "ip_tables_names",
@@ -66,7 +67,8 @@ pub(super) const FOUR: Layout = Layout {
     offsets: 88,
     elements: 112,
 };
-pub(super) const SIX: Layout = Layout {
+/// IPv6: `struct ip6t_entry`.
+pub const SIX: Layout = Layout {
     family: Family::Six,
     level: 41,
     names: "ip6_tables_names",
@@ -117,7 +119,8 @@ impl Layout {
         self.decode(&info, entries.get(ENTRIES..).ok_or_else(odd)?).ok_or_else(odd)
     }
 
-    fn decode(&self, info: &[u8], entries: &[u8]) -> Option<Table> {
+    /// Decodes a table: `struct ipt_getinfo`, and the entries of `struct ipt_get_entries`. `None` where something in it does not fit.
+    pub fn decode(&self, info: &[u8], entries: &[u8]) -> Option<Table> {
         // Chains of its own begin where a hook enters, chains of users behind an entry that names them.
         let mut starts: BTreeMap<usize, (String, Option<Hook>)> = BTreeMap::new();
         let hooks = [("PREROUTING", Some(Hook::Prerouting)), ("OUTPUT", Some(Hook::Output))];

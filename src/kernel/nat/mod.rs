@@ -19,6 +19,10 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use nftables::Nftables;
 
+pub use ipvs::parse as decode_ipvs;
+pub use legacy::{FOUR, Layout, SIX};
+pub use nftables::{Dumped, TableKey, decode_chains, decode_table};
+
 use super::sockopt;
 use crate::model::nat::Table;
 

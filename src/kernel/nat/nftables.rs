@@ -65,8 +65,8 @@ pub(super) struct Nftables(Dumper);
 /// Rules that change while they are read are read again, this often at most.
 const ATTEMPTS: usize = 4;
 
-/// Family and name of a table.
-type TableKey = (u8, String);
+/// Family (`NFPROTO_*`) and name of a table.
+pub type TableKey = (u8, String);
 
 /// How the elements of a set are to be read.
 #[derive(Debug, Clone, Copy)]
@@ -132,59 +132,82 @@ impl Nftables {
     }
 
     fn chains(&mut self) -> io::Result<BTreeMap<TableKey, Vec<Chain>>> {
-        let mut tables: BTreeMap<TableKey, Vec<Chain>> = BTreeMap::new();
-        for (family, chain) in self.dump(GET_CHAIN, &request(0, &[]), decode_chain)?.into_iter().flatten() {
-            tables.entry(family).or_default().push(chain);
-        }
-        Ok(tables)
+        decode_chains(&self.dump(GET_CHAIN, &request(0, &[]))?)
     }
 
-    fn table(&mut self, key: &TableKey, mut chains: Vec<Chain>, moving: &mut bool) -> io::Result<Table> {
+    fn table(&mut self, key: &TableKey, chains: Vec<Chain>, moving: &mut bool) -> io::Result<Table> {
         let (family, name) = key;
-        let rules =
-            self.dump(GET_RULE, &request(*family, &[(TABLE, name)]), |payload| Ok(payload.to_vec()))?;
-        let shapes = self.dump(GET_SET, &request(*family, &[(TABLE, name)]), decode_set)?;
-        let shapes: HashMap<String, SetShape> = shapes.into_iter().collect();
-        let places: HashMap<String, usize> =
-            chains.iter().enumerate().map(|(n, chain)| (chain.name.clone(), n)).collect();
-        let mut known: HashMap<String, Set> = HashMap::new();
-        let mut sets = |set: &str| {
-            if let Some(set) = known.get(set) {
-                return Ok(set.clone());
-            }
-            let shape = *shapes.get(set).ok_or_else(cut_off)?;
-            *moving |= shape.moving;
-            let request = request(*family, &[(TABLE, name), (LIST_SET, set)]);
-            let elements = self.dump(GET_ELEMENTS, &request, decode_elements)?;
-            let read = Rc::new(elements_of(elements.into_iter().flatten(), shape));
-            known.insert(set.to_owned(), read.clone());
-            Ok(read)
-        };
-        let mut reading = Reading { sees: sees(*family), sets: &mut sets };
-        for payload in &rules {
-            let (_, rule) = body(payload)?;
-            let chain = rule.text(RULE_CHAIN).ok_or_else(cut_off)?;
-            let comment = rule.get(RULE_USERDATA).and_then(expressions::comment);
-            let read = reading.rules(rule.get(RULE_EXPRESSIONS).unwrap_or_default(), comment)?;
-            if let Some(chain) = places.get(&chain).and_then(|place| chains.get_mut(*place)) {
-                chain.rules.extend(read);
-            }
-        }
-        Ok(Table { backend: Backend::Nftables, name: name.clone(), chains })
+        let of_table = request(*family, &[(TABLE, name)]);
+        let dumped = Dumped { rules: self.dump(GET_RULE, &of_table)?, sets: self.dump(GET_SET, &of_table)? };
+        let mut elements =
+            |set: &str| self.dump(GET_ELEMENTS, &request(*family, &[(TABLE, name), (LIST_SET, set)]));
+        decode_table(key, chains, &dumped, &mut elements, moving)
     }
 
-    /// A dump whose messages are decoded; one that cannot be is an error of the whole.
-    fn dump<T>(
-        &mut self,
-        message_type: u16,
-        request: &[u8],
-        decode: impl Fn(&[u8]) -> io::Result<T>,
-    ) -> io::Result<Vec<T>> {
-        let decoded = self.0.dump(message_type, request, |found: &mut Vec<io::Result<T>>, payload| {
-            found.push(decode(payload));
-        })?;
-        decoded.into_iter().collect()
+    fn dump(&mut self, message_type: u16, request: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        self.0.dump(message_type, request, |found, payload| found.push(payload.to_vec()))
     }
+}
+
+/// What dumps of a table gave: messages without their netlink headers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dumped {
+    /// Of `NFT_MSG_GETRULE`.
+    pub rules: Vec<Vec<u8>>,
+    /// Of `NFT_MSG_GETSET`.
+    pub sets: Vec<Vec<u8>>,
+}
+
+/// Decodes the messages of `NFT_MSG_GETCHAIN`: chains by table, without rules. Errors: one is cut off.
+pub fn decode_chains(messages: &[Vec<u8>]) -> io::Result<BTreeMap<TableKey, Vec<Chain>>> {
+    let mut tables: BTreeMap<TableKey, Vec<Chain>> = BTreeMap::new();
+    for message in messages {
+        if let Some((table, chain)) = decode_chain(message)? {
+            tables.entry(table).or_default().push(chain);
+        }
+    }
+    Ok(tables)
+}
+
+/// Decodes the rules of a table into its chains. `elements` gives the messages of `NFT_MSG_GETSETELEM` for a set; `moving` is set where
+/// elements may change without another generation. Errors: a message is cut off, or names a set that is not there.
+pub fn decode_table(
+    key: &TableKey,
+    mut chains: Vec<Chain>,
+    dumped: &Dumped,
+    elements: &mut dyn FnMut(&str) -> io::Result<Vec<Vec<u8>>>,
+    moving: &mut bool,
+) -> io::Result<Table> {
+    let (family, name) = key;
+    let shapes: io::Result<HashMap<String, SetShape>> =
+        dumped.sets.iter().map(|set| decode_set(set)).collect();
+    let shapes = shapes?;
+    let places: HashMap<String, usize> =
+        chains.iter().enumerate().map(|(n, chain)| (chain.name.clone(), n)).collect();
+    let mut known: HashMap<String, Set> = HashMap::new();
+    let mut sets = |set: &str| {
+        if let Some(set) = known.get(set) {
+            return Ok(set.clone());
+        }
+        let shape = *shapes.get(set).ok_or_else(cut_off)?;
+        *moving |= shape.moving;
+        let found: io::Result<Vec<Vec<RawElement>>> =
+            elements(set)?.iter().map(|list| decode_elements(list)).collect();
+        let read = Rc::new(elements_of(found?.into_iter().flatten(), shape));
+        known.insert(set.to_owned(), read.clone());
+        Ok(read)
+    };
+    let mut reading = Reading { sees: sees(*family), sets: &mut sets };
+    for payload in &dumped.rules {
+        let (_, rule) = body(payload)?;
+        let chain = rule.text(RULE_CHAIN).ok_or_else(cut_off)?;
+        let comment = rule.get(RULE_USERDATA).and_then(expressions::comment);
+        let read = reading.rules(rule.get(RULE_EXPRESSIONS).unwrap_or_default(), comment)?;
+        if let Some(chain) = places.get(&chain).and_then(|place| chains.get_mut(*place)) {
+            chain.rules.extend(read);
+        }
+    }
+    Ok(Table { backend: Backend::Nftables, name: name.clone(), chains })
 }
 
 fn request(family: u8, names: &[(u16, &str)]) -> Vec<u8> {

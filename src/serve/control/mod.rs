@@ -3,7 +3,7 @@
 mod jobs;
 mod past;
 
-pub use past::Changes;
+pub use past::{Changes, Parameters as PastParameters, asked_of_past};
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
@@ -32,9 +32,9 @@ use crate::model::target::{Target, TargetError};
 use crate::serve::http::MAX_REQUEST_BYTES;
 use crate::serve::past::Past;
 
-/// Parameters of a question.
+/// Parameters of a question, as the query of its address has them.
 #[derive(Debug, Deserialize)]
-struct Parameters {
+pub struct Parameters {
     target: Option<String>,
     netns: Option<String>,
     #[serde(flatten)]
@@ -150,13 +150,23 @@ async fn may_bind(State(desk): State<Desk>, parameters: Asked) -> Response {
     }
 }
 
-fn target(text: Option<&str>) -> Result<Target, String> {
+/// The parameter `target`. Errors: it is missing, or what is wrong with it, in a sentence.
+pub fn target(text: Option<&str>) -> Result<Target, String> {
     let text = text.ok_or("the parameter 'target' is missing")?;
     text.parse().map_err(|error: TargetError| error.to_string())
 }
 
-/// What is to be bound, how, where, and how long to wait until it can be.
-fn bind(parameters: Parameters) -> Result<(Target, Manner, NetnsSelector, Duration), String> {
+/// What is asked, about what `topic` makes of the target. Errors: what is wrong, in a sentence.
+pub fn question(
+    parameters: &Parameters,
+    topic: impl FnOnce(Option<&str>) -> Result<Topic, String>,
+) -> Result<Question, String> {
+    let netns = parameters.netns.as_deref().map(str::parse).transpose()?;
+    Ok(Question { topic: topic(parameters.target.as_deref())?, netns })
+}
+
+/// What is to be bound, how, where, and how long to wait until it can be. Errors: what is wrong, in a sentence.
+pub fn bind(parameters: Parameters) -> Result<(Target, Manner, NetnsSelector, Duration), String> {
     let Parameters { target: text, netns, bind, .. } = parameters;
     let target = target(text.as_deref())?;
     let wait = number("wait_ms", bind.wait_ms.as_deref())?;
@@ -190,10 +200,9 @@ async fn answer(
     parameters: Asked,
     topic: impl FnOnce(Option<&str>) -> Result<Topic, String>,
 ) -> Response {
-    let question = parameters.map_err(|error| error.body_text()).and_then(|Query(parameters)| {
-        let netns = parameters.netns.as_deref().map(str::parse).transpose()?;
-        Ok(Question { topic: topic(parameters.target.as_deref())?, netns })
-    });
+    let question = parameters
+        .map_err(|error| error.body_text())
+        .and_then(|Query(parameters)| question(&parameters, topic));
     let question = match question {
         Ok(question) => question,
         Err(why) => return refuse(StatusCode::BAD_REQUEST, why),

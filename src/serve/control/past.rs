@@ -15,9 +15,9 @@ use crate::model::answer::SCHEMA;
 use crate::model::moment;
 use crate::serve::page::answered;
 
-/// Parameters of a question about the past.
+/// Parameters of a question about the past, as the query of its address has them.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct Parameters {
+pub struct Parameters {
     target: Option<String>,
     netns: Option<String>,
     since: Option<String>,
@@ -42,6 +42,19 @@ fn moment(text: Option<&str>) -> Result<Option<jiff::Timestamp>, String> {
     text.map(|text| moment::parse(text, clock::now(), &TimeZone::UTC)).transpose()
 }
 
+/// Who had a port when: what is asked. Errors: what is wrong, in a sentence.
+pub fn asked_of_past(parameters: &Parameters) -> Result<Asked, String> {
+    let limit = parameters.limit.as_deref().map(|text| number("limit", Some(text))).transpose()?;
+    Ok(Asked {
+        target: Some(target(parameters.target.as_deref())?),
+        netns: parameters.netns.as_deref().map(str::parse).transpose()?,
+        since: moment(parameters.since.as_deref())?,
+        until: moment(parameters.until.as_deref())?,
+        limit: limit.map(|limit| limit as usize),
+        ..Asked::default()
+    })
+}
+
 pub(super) async fn conflicts(State(desk): State<Desk>, sent: Sent) -> Response {
     match read(sent, |parameters| moment(parameters.since.as_deref())) {
         Ok(since) => answered(desk.past.conflicts(since).await.map(|found| json(StatusCode::OK, &found))),
@@ -50,21 +63,7 @@ pub(super) async fn conflicts(State(desk): State<Desk>, sent: Sent) -> Response 
 }
 
 pub(super) async fn history(State(desk): State<Desk>, sent: Sent) -> Response {
-    let asked = read(sent, |parameters| {
-        Ok(Asked {
-            target: Some(target(parameters.target.as_deref())?),
-            netns: parameters.netns.as_deref().map(str::parse).transpose()?,
-            since: moment(parameters.since.as_deref())?,
-            until: moment(parameters.until.as_deref())?,
-            limit: parameters
-                .limit
-                .as_deref()
-                .map(|text| number("limit", Some(text)))
-                .transpose()?
-                .map(|n| n as usize),
-            ..Asked::default()
-        })
-    });
+    let asked = read(sent, |parameters| asked_of_past(&parameters));
     match asked {
         Ok(asked) => answered(desk.past.history(asked).await.map(|found| json(StatusCode::OK, &found))),
         Err(refusal) => *refusal,
