@@ -172,6 +172,7 @@ fn metrics_that_the_documents_name_are_exported() {
     let exported = exported.unwrap();
     for (name, text) in documents() {
         for metric in quoted(&text).filter(|word| word.starts_with("sniffer_") && !word.ends_with(".deb")) {
+            let metric = metric.split('{').next().unwrap();
             assert!(exported.contains(&format!("# TYPE {metric} ")), "{name} names {metric}");
         }
     }
@@ -180,7 +181,7 @@ fn metrics_that_the_documents_name_are_exported() {
 #[test]
 fn configuration_keys_that_the_documents_name_exist() {
     let sample = sniffer::config::SAMPLE;
-    let tables = ["control", "metrics", "watch", "containers", "leak", "history", "agent"];
+    let tables = ["control", "metrics", "watch", "containers", "leak", "history", "agent", "privacy"];
     for (name, text) in documents() {
         for word in quoted(&text) {
             let Some((table, key)) = word.split_once('.').filter(|(table, _)| tables.contains(table)) else {
