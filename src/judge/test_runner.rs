@@ -113,7 +113,20 @@ fn go(program: &str, arguments: &[String]) -> Option<Test> {
     let is_test = name.ends_with(".test") && name.len() > ".test".len();
     let told = program.contains("/go-build")
         || arguments.iter().skip(1).any(|argument| argument.starts_with("-test."));
-    (is_test && told).then(|| test("go", name))
+    (is_test && told)
+        .then(|| test("go", one(arguments).map_or(name.to_owned(), |one| format!("{name} {one}"))))
+}
+
+/// `-test.run=^TestGet$/^empty$`: one test, as `go test -run` is asked for it. Of any other pattern nobody knows what it meets.
+fn one(arguments: &[String]) -> Option<String> {
+    let pattern = arguments.iter().find_map(|argument| argument.strip_prefix("-test.run="))?;
+    let name = |part: &str| {
+        let name = part.strip_prefix('^')?.strip_suffix('$')?;
+        let plain = !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-#=".contains(c));
+        plain.then(|| name.to_owned())
+    };
+    let names: Option<Vec<String>> = pattern.split('/').map(name).collect();
+    Some(names?.join("/"))
 }
 
 /// `pytest tests/unit`, `python3 -m pytest tests/unit`, `python3 /venv/bin/pytest`. What it starts names the test itself.
@@ -265,6 +278,8 @@ mod tests {
         assert_told(&["/r/target/debug/deps/api-0123456789abcdef", "--nocapture"], "cargo", "api");
         assert_told(&["/tmp/go-build12/b001/provider.test", "-test.v=true"], "go", "provider.test");
         assert_told(&["./gateway.test", "-test.run=TestA"], "go", "gateway.test");
+        assert_told(&["./gateway.test", "-test.run=^TestA$/^b_c$"], "go", "gateway.test TestA/b_c");
+        assert_told(&["./gateway.test", "-test.run=^(TestA|TestB)$"], "go", "gateway.test");
         assert_told(
             &["/usr/bin/python3", "-m", "pytest", "tests/unit", "-x", "-p", "no:cacheprovider", "-k", "get"],
             "pytest",

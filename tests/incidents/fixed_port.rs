@@ -177,7 +177,7 @@ fn a_fixed_port_is_named_with_both_tests_and_with_the_leftover_of_an_earlier_run
     let daemon = Daemon::start("");
     let _alone = one_runner_on_this_host();
     let coverage = repository.job(("github_cover", "coverage-test", "991"), &[], "TestProvider", "provider");
-    let _finish = Finish(repository.path().join("provider/done"));
+    let finish = Finish(repository.path().join("provider/done"));
     let listening = repository.path().join("provider/listening");
     eventually("TestProvider listens", || listening.exists().then_some(()));
     let (pid, _) = holder(&daemon, port);
@@ -227,7 +227,7 @@ fn a_fixed_port_is_named_with_both_tests_and_with_the_leftover_of_an_earlier_run
     counted(&daemon, "sniffer_bind_conflicts_total{cause=\"concurrent_job\",protocol=\"tcp\"}", 1.0);
     counted(&daemon, "sniffer_bind_conflicts_total{cause=\"leaked_listener\",protocol=\"tcp\"}", 1.0);
     counted(&daemon, "sniffer_leaked_listeners{ci=\"github\"}", 1.0);
-    drop(_finish);
+    drop(finish);
     eventually("the port is let go", || {
         daemon.who_holds(port)["claims"].as_array()?.is_empty().then_some(())
     });
@@ -237,7 +237,7 @@ fn a_fixed_port_is_named_with_both_tests_and_with_the_leftover_of_an_earlier_run
 #[track_caller]
 fn holder(daemon: &Daemon, port: u16) -> (u32, Value) {
     let claim = daemon.who_holds(port)["claims"][0].clone();
-    assert_eq!(claim["test"], json!({"framework": "go", "name": "provider.test"}), "{claim:#}");
+    assert_eq!(claim["test"], json!({"framework": "go", "name": "provider.test TestProvider"}), "{claim:#}");
     (claim["holders"][0]["pid"].as_u64().unwrap() as u32, claim["job"].clone())
 }
 
@@ -246,11 +246,17 @@ fn holder(daemon: &Daemon, port: u16) -> (u32, Value) {
 fn assert_sides(conflict: &Value, (pid, port): (u32, u16), cause: &str) {
     let (loser, blocker) = (&conflict["loser"], &conflict["blockers"][0]);
     assert_eq!((&conflict["cause"], &conflict["port"]), (&cause.into(), &port.into()), "{conflict:#}");
-    assert_eq!((&loser["comm"], &loser["test"]["name"]), (&"gateway.test".into(), &"gateway.test".into()));
+    assert_eq!(
+        (&loser["comm"], &loser["test"]["name"]),
+        (&"gateway.test".into(), &"gateway.test TestGateway".into())
+    );
     assert_eq!((&loser["job"]["ci"], &loser["job"]["name"]), (&"github".into(), &"gateway-test".into()));
     assert!(loser["cmdline"].as_array().unwrap().contains(&"-test.run=^TestGateway$".into()), "{loser:#}");
     assert_eq!(blocker["holders"][0]["pid"], pid, "{blocker:#}");
-    assert_eq!((&blocker["test"]["name"], &blocker["job"]["run"]), (&"provider.test".into(), &"991".into()));
+    assert_eq!(
+        (&blocker["test"]["name"], &blocker["job"]["run"]),
+        (&"provider.test TestProvider".into(), &"991".into())
+    );
     assert_eq!(blocker["job"]["name"], "coverage-test");
     let arguments = blocker["holders"][0]["cmdline"].as_array().unwrap();
     assert!(arguments.contains(&"-test.run=^TestProvider$".into()), "{blocker:#}");
