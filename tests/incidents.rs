@@ -24,10 +24,10 @@ mod sample;
 #[path = "incidents/stale_view.rs"]
 mod stale_view;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
-use common::{Daemon, eventually, run};
+use common::{Daemon, NamedNetns, eventually, run};
 
 /// What a command of the client prints, with this exit code. Times are those of UTC, as in the samples.
 #[track_caller]
@@ -41,6 +41,16 @@ fn printed(daemon: &Daemon, arguments: &[&str], code: i32) -> String {
 #[track_caller]
 fn counted(daemon: &Daemon, series: &str, least: f64) {
     eventually(series, || daemon.metric(series).filter(|value| *value >= least));
+}
+
+/// Does something in a namespace: sockets that it makes stay there.
+fn inside<T: Send + 'static>(netns: &NamedNetns, act: impl FnOnce() -> T + Send + 'static) -> T {
+    let entered = File::open(format!("/run/netns/{}", netns.0)).unwrap();
+    let thread = std::thread::spawn(move || {
+        nix::sched::setns(&entered, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        act()
+    });
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 #[test]

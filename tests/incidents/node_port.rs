@@ -1,7 +1,6 @@
 //! Gardener: a NodePort wandered, and when it was to come back another service had it. NodePorts are NAT rules: no socket shows them.
 //! Here with the rules of kube-proxy in a namespace that is the node, and a client in another one.
 
-use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Stdio;
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::common::{self, Daemon, NamedNetns, eventually, ip};
 use crate::sample::Sample;
-use crate::{counted, printed};
+use crate::{counted, inside, printed};
 
 const NODE: &str = "10.9.0.1";
 const NODE_PORT: u16 = 30445;
@@ -95,16 +94,6 @@ impl Cluster {
         let to: SocketAddr = format!("{NODE}:{port}").parse().unwrap();
         inside(&self.client, move || TcpStream::connect_timeout(&to, Duration::from_secs(20)))
     }
-}
-
-/// Does something in a namespace: sockets that it makes stay there.
-fn inside<T: Send + 'static>(netns: &NamedNetns, act: impl FnOnce() -> T + Send + 'static) -> T {
-    let entered = File::open(format!("/run/netns/{}", netns.0)).unwrap();
-    let thread = std::thread::spawn(move || {
-        nix::sched::setns(&entered, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        act()
-    });
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 #[track_caller]

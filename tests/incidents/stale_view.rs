@@ -4,13 +4,18 @@
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sniffer::kernel::clock;
 
-use crate::common::{self, Daemon, SNIFFER, Tree, alone, open_directory, ports_of_ones_own, program, run};
+use crate::common::{
+    self, Daemon, NamedNetns, SNIFFER, Tree, alone, ip, open_directory, ports_of_ones_own, program, run,
+};
+use crate::inside;
 use crate::sample::Sample;
 
 /// Enough that a cache which lags behind is caught, whatever it lags by.
@@ -19,6 +24,18 @@ const ROUNDS: usize = 100;
 #[track_caller]
 fn holders(document: &Value) -> Vec<u32> {
     document["claims"].as_array().unwrap().iter().flat_map(common::holders).collect()
+}
+
+/// Asked as the command asks, without a process for each question.
+#[track_caller]
+fn asked(daemon: &Daemon, port: u16) -> Value {
+    let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+    write!(stream, "GET /v1/who-holds?target={port} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    let document = reply.split_once("\r\n\r\n").map(|(_, document)| document).unwrap_or_default();
+    serde_json::from_str(document).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
 #[test]
@@ -30,13 +47,13 @@ fn a_port_that_was_let_go_is_free_in_the_very_next_answer_and_one_that_was_bound
     for round in 0..ROUNDS {
         let before = clock::now();
         let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
-        let held = daemon.who_holds(port);
+        let held = asked(&daemon, port);
         assert_eq!(holders(&held), own, "round {round}: {held:#}");
-        let asked = clock::now();
+        let let_go = clock::now();
         drop(listener);
-        let free = daemon.who_holds(port);
+        let free = asked(&daemon, port);
         assert_eq!(free["claims"], Value::Array(vec![]), "round {round}: {free:#}");
-        assert!(moment(&held) >= before && moment(&free) >= asked, "as of when: {held:#} {free:#}");
+        assert!(moment(&held) >= before && moment(&free) >= let_go, "as of when: {held:#} {free:#}");
     }
     // The same where no daemon runs, and in the answer about a bind.
     let target = format!("127.0.0.1:{port}/tcp");
@@ -112,16 +129,38 @@ print(os.environ["SNIFFER_PORTS"], flush=True)
 sys.stdin.read()
 "#;
 
+/// Where ports are leased: no other test binds here.
+struct Place {
+    netns: NamedNetns,
+    daemon: Daemon,
+}
+
+impl Place {
+    fn new() -> Place {
+        let netns = NamedNetns::new("lease");
+        ip(&["-n", &netns.0, "link", "set", "lo", "up"]);
+        Place { netns, daemon: Daemon::start("") }
+    }
+
+    /// A program there, asking the daemon or nobody. What it prints is heard.
+    fn command(&self, program: &str, with_daemon: bool) -> Command {
+        let nobody = PathBuf::from("/nonexistent/sniffer.sock");
+        let mut command = self.netns.command(program);
+        command.env("SNIFFER_SOCKET", if with_daemon { self.daemon.socket() } else { nobody });
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+}
+
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root and ip"]
 fn each_job_that_asks_gets_ports_of_its_own() {
     const JOBS: usize = 6;
-    let daemon = Daemon::start("");
+    let place = Place::new();
     for with_daemon in [true, false] {
         let job = |_| {
-            let mut command = if with_daemon { daemon.ask(&[]) } else { alone() };
-            command.args(["run", "--ports", "3", "--", "python3", "-c", SERVER]);
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            let mut command = place.command(SNIFFER, with_daemon);
+            command.args(["run", "--ports", "3", "--", "python3", "-c", SERVER]).spawn().unwrap()
         };
         // All at once, and all of them bind what they were given before the first one ends.
         let mut jobs: Vec<_> = (0..JOBS).map(job).collect();
@@ -141,27 +180,9 @@ fn each_job_that_asks_gets_ports_of_its_own() {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }
     }
-    // A port that somebody has is not given, though nobody leased it: not even to the process whose number makes it the first to try.
-    let script = "read go; exec \"$1\" run --ports 1 -- sh -c 'echo $SNIFFER_PORT'";
-    let mut job = Command::new("sh");
-    job.args(["-c", script, "sh", SNIFFER]).env("SNIFFER_SOCKET", daemon.socket());
-    let mut job = job.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let first = u16::try_from(20_000 + job.id() % 10_000).unwrap();
-    let _taken = TcpListener::bind(("127.0.0.1", first)).expect("nobody else has it");
-    job.stdin.take().unwrap().write_all(b"go\n").unwrap();
-    let output = job.wait_with_output().unwrap();
-    let given: u16 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
-    assert!(given != first && (20_000..30_000).contains(&given), "{given}, and {first} is taken");
-    let mut told = alone();
-    told.args([
-        "run",
-        "--ports",
-        "2",
-        "--",
-        "sh",
-        "-c",
-        "echo \"the first: $SNIFFER_PORT, all: $SNIFFER_PORTS\"",
-    ]);
+    let mut told = place.command(SNIFFER, false);
+    told.args(["run", "--ports", "2", "--", "sh", "-c"]);
+    told.arg("echo \"the first: $SNIFFER_PORT, all: $SNIFFER_PORTS\"");
     let (code, stdout, stderr) = run(&mut told);
     assert_eq!((code, stderr.as_str()), (0, ""));
     let ports: Vec<u16> = stdout.split([' ', ',', '\n']).filter_map(|word| word.parse().ok()).collect();
@@ -169,4 +190,22 @@ fn each_job_that_asks_gets_ports_of_its_own() {
     assert!(first == again && first != second, "{stdout}");
     let sample = Sample { ports: &[(first, "24310"), (second, "24311")], ..Sample::default() };
     insta::assert_snapshot!("own_ports", sample.of(&stdout));
+}
+
+#[test]
+#[ignore = "needs root and ip"]
+fn a_port_that_somebody_has_is_given_to_nobody_though_nobody_leased_it() {
+    let place = Place::new();
+    for with_daemon in [true, false] {
+        // Which port is tried first follows from the number of the process.
+        let mut job = place.command("sh", with_daemon);
+        job.args(["-c", "read go; exec \"$1\" run --ports 1 -- sh -c 'echo $SNIFFER_PORT'", "sh", SNIFFER]);
+        let mut job = job.spawn().unwrap();
+        let first = u16::try_from(20_000 + job.id() % 10_000).unwrap();
+        let _taken = inside(&place.netns, move || TcpListener::bind(("127.0.0.1", first)).unwrap());
+        job.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        let output = job.wait_with_output().unwrap();
+        let given: u16 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+        assert_eq!(given, 20_000 + (first - 20_000 + 1) % 10_000, "the next one is free");
+    }
 }
