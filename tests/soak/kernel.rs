@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
@@ -83,7 +84,12 @@ pub(super) fn namespace_of(link: &std::path::Path) -> Option<u64> {
 }
 
 fn of_namespace(inode: u64, namespace: &File) -> Sockets {
-    setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    match setns(namespace, CloneFlags::CLONE_NEWNET) {
+        Ok(()) => {}
+        // A name whose mount is in another mount namespace is an empty file here.
+        Err(Errno::EINVAL) => return Sockets::new(),
+        Err(errno) => panic!("{errno}"),
+    }
     let mut found = Sockets::new();
     for (protocol, states) in [(TCP, TCP_STATES), (UDP, u32::MAX)] {
         for family in FAMILIES {
