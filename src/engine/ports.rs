@@ -1,6 +1,6 @@
 //! The ports of the host: every socket seen, since when, and who has it open.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use jiff::Timestamp;
 
@@ -40,16 +40,32 @@ struct NetnsRecord {
     /// When all its listeners were first read, and all its other sockets: what appears later was seen to appear.
     listeners_since: Option<Timestamp>,
     others_since: Option<Timestamp>,
+    /// The last readings, as they arrived.
+    readings: VecDeque<(Timestamp, DiagQuery)>,
 }
+
+/// Readings that are kept of a namespace: no look is overtaken by so many.
+const READINGS: usize = 16;
 
 impl NetnsRecord {
     fn new(found: &NetnsFound, at: Timestamp) -> Self {
-        NetnsRecord { shown: found.shown.clone(), seen_at: at, listeners_since: None, others_since: None }
+        NetnsRecord {
+            shown: found.shown.clone(),
+            seen_at: at,
+            listeners_since: None,
+            others_since: None,
+            readings: VecDeque::new(),
+        }
     }
 
     /// Since when the appearance of such a socket is noticed.
     fn noticed_since(&self, socket: &Socket) -> Option<Timestamp> {
         if is_shallow(socket) { self.listeners_since } else { self.others_since }
+    }
+
+    /// Whether a newer look than one of that moment would have seen such a socket.
+    fn was_read_after(&self, at: Timestamp, socket: &Socket) -> bool {
+        self.readings.iter().any(|(taken_at, query)| *taken_at > at && covers(query, socket))
     }
 }
 
@@ -77,6 +93,10 @@ impl PortTable {
             let Some(sockets) = &found.sockets else { continue };
             let before = record.clone();
             for socket in sockets {
+                // One that a newer look did not see has been closed since.
+                if !self.entries.contains_key(&socket.key) && before.was_read_after(at, socket) {
+                    continue;
+                }
                 // What was there at the first reading is of unknown age.
                 let noticed = before.noticed_since(socket).is_some_and(|since| since < at);
                 self.upsert(socket, noticed.then_some(at), at);
@@ -95,7 +115,14 @@ impl PortTable {
     }
 
     fn note_reading(&mut self, netns: NetnsKey, query: &DiagQuery, at: Timestamp) {
-        let Some(record) = self.netns.get_mut(&netns).filter(|_| query.ports.is_none()) else { return };
+        let Some(record) = self.netns.get_mut(&netns) else { return };
+        record.readings.push_back((at, query.clone()));
+        if record.readings.len() > READINGS {
+            record.readings.pop_front();
+        }
+        if query.ports.is_some() {
+            return;
+        }
         record.listeners_since.get_or_insert(at);
         if query.depth == Depth::Everything {
             record.others_since.get_or_insert(at);
@@ -298,178 +325,8 @@ fn covers(query: &DiagQuery, socket: &Socket) -> bool {
 }
 
 #[cfg(test)]
-pub(crate) mod fixtures {
-    //! Sockets and findings as literals.
-
-    use std::net::IpAddr;
-
-    use super::*;
-    use crate::model::socket::SocketState;
-
-    pub(crate) const NETNS: NetnsKey = NetnsKey { device: 4, inode: 7 };
-
-    pub(crate) fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_800_000_000 + second).unwrap()
-    }
-
-    pub(crate) fn listener(cookie: u64, port: u16) -> Socket {
-        Socket {
-            key: SocketKey { netns: NETNS, cookie },
-            protocol: Protocol::Tcp,
-            state: SocketState::Listen,
-            address: IpAddr::from([127, 0, 0, 1]),
-            port,
-            peer: None,
-            v6only: None,
-            ifindex: None,
-            interface: None,
-            inode: u32::try_from(cookie).unwrap() + 1000,
-            uid: 0,
-            cgroup_id: None,
-            expires_ms: None,
-            options: None,
-        }
-    }
-
-    pub(crate) fn findings(second: i64, sockets: Option<Vec<Socket>>) -> Findings {
-        Findings {
-            taken_at: at(second),
-            query: DiagQuery { ports: None, depth: Depth::Everything },
-            all_netns: true,
-            namespaces: vec![NetnsFound {
-                key: NETNS,
-                shown: Netns { inode: 7, name: Some("host".to_owned()), kept_by: None },
-                sockets,
-                surroundings: None,
-                nat: None,
-            }],
-            cgroups: HashMap::new(),
-            holders: HashMap::new(),
-            read_everywhere: false,
-            processes_read: 0,
-            netns_descriptors: None,
-            netns_mounts: None,
-            processes: Vec::new(),
-            described: HashMap::new(),
-            oom_kills: HashMap::new(),
-            also: HashMap::new(),
-            containers: Vec::new(),
-            places: Vec::new(),
-            gaps: Vec::new(),
-        }
-    }
-}
-
+pub(crate) mod fixtures;
 #[cfg(test)]
-mod tests {
-    use super::fixtures::{NETNS, at, findings, listener};
-    use super::*;
-
-    fn ports(table: &PortTable) -> Vec<u16> {
-        let mut ports: Vec<u16> = table.entries().map(|entry| entry.socket.port).collect();
-        ports.sort_unstable();
-        ports
-    }
-
-    #[test]
-    fn since_is_known_only_for_sockets_that_were_seen_to_appear() {
-        let mut table = PortTable::default();
-        table.apply(&findings(0, Some(vec![listener(1, 80)])));
-        table.apply(&findings(2, Some(vec![listener(1, 80), listener(2, 81)])));
-        let since = |port| table.entries().find(|entry| entry.socket.port == port).unwrap().since;
-        assert_eq!((since(80), since(81)), (None, Some(at(2))));
-    }
-
-    #[test]
-    fn a_socket_that_a_look_would_have_seen_and_did_not_is_gone() {
-        let mut table = PortTable::default();
-        table.apply(&findings(0, Some(vec![listener(1, 80), listener(2, 90)])));
-        let mut narrow = findings(1, Some(vec![]));
-        narrow.query = DiagQuery { ports: Some(90..=90), depth: Depth::Listeners };
-        table.apply(&narrow);
-        assert_eq!(ports(&table), [80]);
-    }
-
-    #[test]
-    fn an_unreadable_namespace_loses_nothing_and_a_vanished_one_everything() {
-        let mut table = PortTable::default();
-        table.apply(&findings(0, Some(vec![listener(1, 80)])));
-        table.apply(&findings(1, None));
-        assert_eq!(ports(&table), [80]);
-        let mut without = findings(2, None);
-        without.namespaces.clear();
-        table.apply(&without);
-        assert_eq!(ports(&table), [0u16; 0]);
-    }
-
-    #[test]
-    fn an_older_look_says_nothing_against_a_newer_one() {
-        let mut table = PortTable::default();
-        table.apply(&findings(5, Some(vec![listener(1, 80)])));
-        table.apply(&findings(4, Some(vec![])));
-        assert_eq!(ports(&table), [80]);
-    }
-
-    #[test]
-    fn a_forked_child_is_a_possible_holder_until_looked_at() {
-        let mut table = PortTable::default();
-        let key = SocketKey { netns: NETNS, cookie: 1 };
-        let mut first = findings(0, Some(vec![listener(1, 80)]));
-        first.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
-        table.apply(&first);
-        assert!(table.get(&key).unwrap().settled);
-        table.forked(10, 11, at(1));
-        let entry = table.get(&key).unwrap();
-        assert_eq!((entry.holders.len(), entry.settled), (2, false));
-        assert!(!table.unsettle(99, at(1)));
-    }
-
-    #[test]
-    fn a_port_without_a_holder_is_settled_only_by_reading_everywhere() {
-        let mut table = PortTable::default();
-        let key = SocketKey { netns: NETNS, cookie: 1 };
-        let mut look = findings(0, Some(vec![listener(1, 80)]));
-        look.holders.insert(key, vec![]);
-        table.apply(&look);
-        assert!(!table.get(&key).unwrap().settled);
-        look.read_everywhere = true;
-        table.apply(&look);
-        assert!(table.get(&key).unwrap().settled);
-    }
-
-    #[test]
-    fn an_older_look_still_brings_what_a_newer_one_did_not_ask_for() {
-        let mut table = PortTable::default();
-        let mut newer = findings(5, Some(vec![listener(1, 80)]));
-        newer.query.ports = Some(80..=80);
-        table.apply(&newer);
-        let mut older = findings(4, Some(vec![listener(2, 90)]));
-        older.query.ports = Some(90..=90);
-        table.apply(&older);
-        assert_eq!(ports(&table), [80, 90]);
-    }
-
-    #[test]
-    fn a_question_about_one_port_says_nothing_of_the_age_of_others() {
-        let mut table = PortTable::default();
-        let mut question = findings(0, Some(vec![]));
-        question.query.ports = Some(3..=3);
-        table.apply(&question);
-        table.apply(&findings(2, Some(vec![listener(1, 80)])));
-        assert_eq!(table.entries().next().unwrap().since, None);
-    }
-
-    #[test]
-    fn a_look_does_not_undo_what_an_event_told_after_it_began() {
-        let mut table = PortTable::default();
-        let key = SocketKey { netns: NETNS, cookie: 1 };
-        let mut look = findings(0, Some(vec![listener(1, 80)]));
-        look.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
-        table.apply(&look);
-        table.forked(10, 11, at(3));
-        look.taken_at = at(2);
-        table.apply(&look);
-        let entry = table.get(&key).unwrap();
-        assert_eq!((entry.holders.len(), entry.settled), (2, false));
-    }
-}
+mod model;
+#[cfg(test)]
+mod tests;

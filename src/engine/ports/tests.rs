@@ -1,0 +1,120 @@
+//! What looks and events make of the table.
+
+use super::fixtures::{NETNS, at, findings, listener};
+use super::*;
+
+fn ports(table: &PortTable) -> Vec<u16> {
+    let mut ports: Vec<u16> = table.entries().map(|entry| entry.socket.port).collect();
+    ports.sort_unstable();
+    ports
+}
+
+#[test]
+fn since_is_known_only_for_sockets_that_were_seen_to_appear() {
+    let mut table = PortTable::default();
+    table.apply(&findings(0, Some(vec![listener(1, 80)])));
+    table.apply(&findings(2, Some(vec![listener(1, 80), listener(2, 81)])));
+    let since = |port| table.entries().find(|entry| entry.socket.port == port).unwrap().since;
+    assert_eq!((since(80), since(81)), (None, Some(at(2))));
+}
+
+#[test]
+fn a_socket_that_a_look_would_have_seen_and_did_not_is_gone() {
+    let mut table = PortTable::default();
+    table.apply(&findings(0, Some(vec![listener(1, 80), listener(2, 90)])));
+    let mut narrow = findings(1, Some(vec![]));
+    narrow.query = DiagQuery { ports: Some(90..=90), depth: Depth::Listeners };
+    table.apply(&narrow);
+    assert_eq!(ports(&table), [80]);
+}
+
+#[test]
+fn an_unreadable_namespace_loses_nothing_and_a_vanished_one_everything() {
+    let mut table = PortTable::default();
+    table.apply(&findings(0, Some(vec![listener(1, 80)])));
+    table.apply(&findings(1, None));
+    assert_eq!(ports(&table), [80]);
+    let mut without = findings(2, None);
+    without.namespaces.clear();
+    table.apply(&without);
+    assert_eq!(ports(&table), [0u16; 0]);
+}
+
+#[test]
+fn an_older_look_says_nothing_against_a_newer_one() {
+    let mut table = PortTable::default();
+    table.apply(&findings(5, Some(vec![listener(1, 80)])));
+    table.apply(&findings(4, Some(vec![])));
+    assert_eq!(ports(&table), [80]);
+}
+
+#[test]
+fn an_overtaken_look_brings_back_no_socket_that_the_newer_one_did_not_see() {
+    let mut table = PortTable::default();
+    table.apply(&findings(5, Some(vec![])));
+    table.apply(&findings(4, Some(vec![listener(1, 80)])));
+    assert_eq!(ports(&table), [0u16; 0]);
+}
+
+#[test]
+fn a_forked_child_is_a_possible_holder_until_looked_at() {
+    let mut table = PortTable::default();
+    let key = SocketKey { netns: NETNS, cookie: 1 };
+    let mut first = findings(0, Some(vec![listener(1, 80)]));
+    first.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
+    table.apply(&first);
+    assert!(table.get(&key).unwrap().settled);
+    table.forked(10, 11, at(1));
+    let entry = table.get(&key).unwrap();
+    assert_eq!((entry.holders.len(), entry.settled), (2, false));
+    assert!(!table.unsettle(99, at(1)));
+}
+
+#[test]
+fn a_port_without_a_holder_is_settled_only_by_reading_everywhere() {
+    let mut table = PortTable::default();
+    let key = SocketKey { netns: NETNS, cookie: 1 };
+    let mut look = findings(0, Some(vec![listener(1, 80)]));
+    look.holders.insert(key, vec![]);
+    table.apply(&look);
+    assert!(!table.get(&key).unwrap().settled);
+    look.read_everywhere = true;
+    table.apply(&look);
+    assert!(table.get(&key).unwrap().settled);
+}
+
+#[test]
+fn an_older_look_still_brings_what_a_newer_one_did_not_ask_for() {
+    let mut table = PortTable::default();
+    let mut newer = findings(5, Some(vec![listener(1, 80)]));
+    newer.query.ports = Some(80..=80);
+    table.apply(&newer);
+    let mut older = findings(4, Some(vec![listener(2, 90)]));
+    older.query.ports = Some(90..=90);
+    table.apply(&older);
+    assert_eq!(ports(&table), [80, 90]);
+}
+
+#[test]
+fn a_question_about_one_port_says_nothing_of_the_age_of_others() {
+    let mut table = PortTable::default();
+    let mut question = findings(0, Some(vec![]));
+    question.query.ports = Some(3..=3);
+    table.apply(&question);
+    table.apply(&findings(2, Some(vec![listener(1, 80)])));
+    assert_eq!(table.entries().next().unwrap().since, None);
+}
+
+#[test]
+fn a_look_does_not_undo_what_an_event_told_after_it_began() {
+    let mut table = PortTable::default();
+    let key = SocketKey { netns: NETNS, cookie: 1 };
+    let mut look = findings(0, Some(vec![listener(1, 80)]));
+    look.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
+    table.apply(&look);
+    table.forked(10, 11, at(3));
+    look.taken_at = at(2);
+    table.apply(&look);
+    let entry = table.get(&key).unwrap();
+    assert_eq!((entry.holders.len(), entry.settled), (2, false));
+}
