@@ -393,4 +393,31 @@ mod tests {
         assert!(said("80", &here()).contains("CAP_NET_BIND_SERVICE"));
         assert!(!said("8080", &here()).contains("CAP_NET_BIND_SERVICE"));
     }
+
+    proptest::proptest! {
+        /// The claims are a plain list of listeners on one port: address, whether they share, whether that is known, user.
+        #[test]
+        fn a_port_that_is_held_is_never_said_to_be_free(
+            held in proptest::collection::vec((0usize..3, proptest::option::of(proptest::bool::ANY), 0u32..2), 0..5),
+            asked in 0usize..3,
+            reuseport: bool,
+        ) {
+            let addresses = [Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
+            let listeners: Vec<Claim> = held
+                .iter()
+                .map(|(place, shares, uid)| {
+                    let mut claim = Claim { address: addresses[*place].into(), reuseport: *shares, ..claim() };
+                    claim.socket.as_mut().unwrap().uid = *uid;
+                    claim
+                })
+                .collect();
+            let manner = Manner { reuseport, ..Manner::default() };
+            let wish = Wish { protocol: Protocol::Tcp, address: addresses[asked].into(), port: 8081, manner: &manner };
+            let errno = rule(&wish, &listeners, &here()).errno;
+            let meets = |place: usize| place == asked || place == 0 || asked == 0;
+            let lets_in = |shares: Option<bool>, uid: u32| reuseport && uid == 0 && shares == Some(true);
+            let is_free = held.iter().all(|(place, shares, uid)| !meets(*place) || lets_in(*shares, *uid));
+            proptest::prop_assert_eq!(errno == Some(Ok(())), is_free, "{:?}", errno);
+        }
+    }
 }

@@ -137,4 +137,25 @@ mod tests {
         let nobody = Hold { holder: None, from: at(1), ..hold(2, 11) };
         assert_eq!(lost.comeback(&nobody), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn losses_are_counted_within_their_window_and_never_invented(
+            gaps in proptest::collection::vec(1i64..400, 1..30),
+        ) {
+            let (mut losses, mut now, mut lost) = (None, 0, Vec::new());
+            for (gap, pid) in gaps.into_iter().zip(10..) {
+                now += gap;
+                let hold = Hold { until: Some(at(now)), end: Some(End::Exit), ..hold(u64::from(pid), pid) };
+                losses = Some(Losses::with(losses, hold, at(now)));
+                lost.push(now);
+            }
+            let losses: Losses = losses.unwrap();
+            let expected = lost.iter().filter(|second| now - **second <= WINDOW.as_secs());
+            let expected: Vec<_> = expected.map(|second| at(*second)).collect();
+            proptest::prop_assert_eq!(&losses.moments, &expected);
+            let back = losses.comeback(&Hold { from: at(now + 1), ..hold(99, 99) }).unwrap();
+            proptest::prop_assert_eq!((back.times, back.since), (expected.len() as u64, expected[0]));
+        }
+    }
 }

@@ -140,6 +140,8 @@ pub fn span(duration: SignedDuration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(second: i64) -> Timestamp {
@@ -233,6 +235,58 @@ mod tests {
     #[test]
     fn a_clock_that_steps_back_leaks_nothing() {
         assert_eq!(judged(&[job("a", Some(100))], 0).verdict, Verdict::Grace);
+    }
+
+    fn any_holder() -> impl Strategy<Value = HolderStanding> {
+        let state = prop_oneof![Just(JobState::Running), Just(JobState::Unknown), Just(JobState::Ended)];
+        let job =
+            (0..3u8, state, prop::option::of(0..100i64), 0..50i64).prop_map(|(id, state, over, pause)| {
+                let over = over.filter(|_| state == JobState::Ended).map(at);
+                let key = JobKey { ci: "github".to_owned(), id: id.to_string() };
+                Standing {
+                    key,
+                    state,
+                    ended: over,
+                    over_since: over,
+                    pause: SignedDuration::from_secs(pause),
+                }
+            });
+        let exempt = prop::option::weighted(0.1, Just("bazel".to_owned()));
+        let mostly = prop::option::weighted(0.9, job);
+        (exempt, mostly).prop_map(|(exempt, job)| HolderStanding { exempt, job })
+    }
+
+    proptest! {
+        /// Whoever is not over, of a job or not, keeps it from being a leak.
+        #[test]
+        fn a_leak_has_holders_whose_jobs_are_all_over(
+            holders in prop::collection::vec(any_holder(), 0..4),
+            now in -10..200i64,
+            grace in 0..60i64,
+        ) {
+            let grace = SignedDuration::from_secs(grace);
+            let judgement = judge(ClaimKind::Listener, &holders, at(now), grace, Watching::Continuously);
+            let is_over = |holder: &HolderStanding| {
+                let over = |job: &Standing| job.over_since.is_some_and(|over| over.checked_add(grace).unwrap() <= at(now));
+                holder.exempt.is_none() && holder.job.as_ref().is_some_and(|job| job.state == JobState::Ended && over(job))
+            };
+            // A job whose end has no moment is over, and nobody knows since when.
+            let known = holders.iter().any(|holder| holder.job.as_ref().is_some_and(|job| job.over_since.is_some()));
+            let timeless = |holder: &HolderStanding| {
+                holder.exempt.is_none()
+                    && holder.job.as_ref().is_some_and(|job| job.state == JobState::Ended && job.over_since.is_none())
+            };
+            if judgement.verdict == Verdict::Leaked {
+                prop_assert!(known && holders.iter().all(|holder| is_over(holder) || timeless(holder)), "{holders:?}");
+            }
+            if let Some(until) = judgement.until {
+                prop_assert!(until > at(now));
+                let then = judge(ClaimKind::Listener, &holders, until, grace, Watching::Continuously);
+                prop_assert_eq!(then.verdict, Verdict::Leaked, "the moment that was told is the moment");
+            }
+            let once = judge(ClaimKind::Listener, &holders, at(now), grace, Watching::Once);
+            prop_assert_ne!(once.verdict, Verdict::Leaked);
+        }
     }
 
     #[test]

@@ -131,6 +131,8 @@ pub fn is_mapped_under_wildcard(there: &Place, new: &Place) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(address: &str) -> Place {
@@ -207,5 +209,66 @@ mod tests {
         let sharing = Place { reuseport: Some(true), ..at("0.0.0.0") };
         assert_eq!(blocks(&Place { reuseaddr: Some(false), ..unknown }, &sharing), None);
         assert_eq!(blocks(&unknown, &Place { address: "::1".parse().unwrap(), ..sharing }), Some(false));
+    }
+
+    fn any_place() -> impl Strategy<Value = Place> {
+        let addresses = ["0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::!", "::1", "::ffff:127.0.0.1"];
+        let option = || prop::option::of(any::<bool>());
+        let standing = prop_oneof![Just(Standing::Listens), Just(Standing::Waits), Just(Standing::Other)];
+        let fields = (
+            prop::sample::select(addresses.to_vec()),
+            option(),
+            option(),
+            prop::option::of(0..2u32),
+            standing,
+        );
+        fields.prop_map(|(address, reuseaddr, reuseport, uid, standing)| Place {
+            reuseaddr,
+            reuseport,
+            uid,
+            standing,
+            ..at(address)
+        })
+    }
+
+    /// A place with whatever was not known decided in one of all ways.
+    fn completed(place: Place) -> Vec<Place> {
+        let both = |known: Option<bool>| known.map_or(vec![true, false], |known| vec![known]);
+        let mut found = Vec::new();
+        for reuseaddr in both(place.reuseaddr) {
+            for reuseport in both(place.reuseport) {
+                for uid in place.uid.map_or(vec![0, 1], |uid| vec![uid]) {
+                    let (reuseaddr, reuseport, uid) = (Some(reuseaddr), Some(reuseport), Some(uid));
+                    found.push(Place { reuseaddr, reuseport, uid, ..place });
+                }
+            }
+        }
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_not_known_decides_nothing_and_what_is_decided_stays(there in any_place(), new in any_place()) {
+            let told = blocks(&there, &new);
+            for there in completed(there) {
+                for new in completed(new) {
+                    let known = blocks(&there, &new);
+                    prop_assert!(known.is_some(), "nothing is open when all is known");
+                    prop_assert!(told.is_none() || told == known, "{there:?} {new:?}");
+                }
+            }
+        }
+
+        #[test]
+        fn a_listener_lets_nobody_in_but_by_reuseport(there in any_place(), new in any_place()) {
+            let there = Place { standing: Standing::Listens, ..there };
+            let lets_in = there.reuseport != Some(false) && new.reuseport != Some(false);
+            if addresses_meet(&there, &new) && !lets_in {
+                prop_assert_eq!(blocks(&there, &new), Some(true));
+            }
+            if !addresses_meet(&there, &new) {
+                prop_assert_eq!(blocks(&there, &new), Some(false));
+            }
+        }
     }
 }

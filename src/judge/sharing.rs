@@ -44,6 +44,8 @@ pub fn shared<'a>(listeners: impl IntoIterator<Item = Member<'a>>) -> BTreeMap<G
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn job(id: &str) -> JobKey {
@@ -74,5 +76,24 @@ mod tests {
             "inherited by another job is not shared"
         );
         assert_eq!(groups.values().next().unwrap().len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn a_port_is_shared_where_two_sockets_are_and_two_jobs(
+            sockets in prop::collection::vec((0u16..3, prop::collection::vec(0usize..3, 0..3)), 0..8),
+        ) {
+            let jobs: Vec<JobKey> = ["a", "b", "c"].map(job).into();
+            let members = sockets.iter().zip(1..).map(|((port, own), cookie)| {
+                member(cookie, *port, own.iter().map(|number| &jobs[*number]).collect())
+            });
+            let found: BTreeSet<u16> = shared(members).keys().map(|group| group.3).collect();
+            let expected = (0..3).filter(|port| {
+                let here: Vec<_> = sockets.iter().filter(|(other, _)| other == port).collect();
+                let jobs: BTreeSet<usize> = here.iter().flat_map(|(_, jobs)| jobs.clone()).collect();
+                here.len() > 1 && jobs.len() > 1
+            });
+            prop_assert_eq!(found, expected.collect());
+        }
     }
 }
