@@ -40,7 +40,7 @@ struct NetnsRecord {
     /// When all its listeners were first read, and all its other sockets: what appears later was seen to appear.
     listeners_since: Option<Timestamp>,
     others_since: Option<Timestamp>,
-    /// The last readings, as they arrived.
+    /// When the last readings began, as they arrived.
     readings: VecDeque<(Timestamp, DiagQuery)>,
 }
 
@@ -63,9 +63,10 @@ impl NetnsRecord {
         if is_shallow(socket) { self.listeners_since } else { self.others_since }
     }
 
-    /// Whether a newer look than one of that moment would have seen such a socket.
-    fn was_read_after(&self, at: Timestamp, socket: &Socket) -> bool {
-        self.readings.iter().any(|(taken_at, query)| *taken_at > at && covers(query, socket))
+    /// Whether a reading that began after that moment would have seen such a socket. One that overlaps proves nothing: a long
+    /// look may read a namespace later than one that began after it.
+    fn was_read_after(&self, moment: Timestamp, socket: &Socket) -> bool {
+        self.readings.iter().any(|(began, query)| *began > moment && covers(query, socket))
     }
 }
 
@@ -83,7 +84,7 @@ impl PortTable {
     /// Looks may arrive out of order: one says nothing against what a newer one saw.
     pub(super) fn apply(&mut self, findings: &Findings) {
         let at = findings.taken_at;
-        let mut read: HashMap<NetnsKey, HashSet<SocketKey>> = HashMap::new();
+        let mut read: HashMap<NetnsKey, (Timestamp, HashSet<SocketKey>)> = HashMap::new();
         for found in &findings.namespaces {
             let record = self.netns.entry(found.key).or_insert_with(|| NetnsRecord::new(found, at));
             if record.seen_at <= at {
@@ -93,16 +94,18 @@ impl PortTable {
             let Some(sockets) = &found.sockets else { continue };
             let before = record.clone();
             for socket in sockets {
-                // One that a newer look did not see has been closed since.
-                if !self.entries.contains_key(&socket.key) && before.was_read_after(at, socket) {
+                // One that a later reading did not see has been closed since.
+                if !self.entries.contains_key(&socket.key) && before.was_read_after(found.read_until, socket)
+                {
                     continue;
                 }
                 // What was there at the first reading is of unknown age.
                 let noticed = before.noticed_since(socket).is_some_and(|since| since < at);
-                self.upsert(socket, noticed.then_some(at), at);
+                self.upsert(socket, noticed.then_some(at), found.read_until);
             }
-            self.note_reading(found.key, &findings.query, at);
-            read.insert(found.key, sockets.iter().map(|socket| socket.key).collect());
+            self.note_reading(found, &findings.query, at);
+            let keys = sockets.iter().map(|socket| socket.key).collect();
+            read.insert(found.key, (found.read_from, keys));
         }
         if findings.all_netns {
             let seen: HashSet<NetnsKey> = findings.namespaces.iter().map(|found| found.key).collect();
@@ -114,9 +117,9 @@ impl PortTable {
         }
     }
 
-    fn note_reading(&mut self, netns: NetnsKey, query: &DiagQuery, at: Timestamp) {
-        let Some(record) = self.netns.get_mut(&netns) else { return };
-        record.readings.push_back((at, query.clone()));
+    fn note_reading(&mut self, found: &NetnsFound, query: &DiagQuery, at: Timestamp) {
+        let Some(record) = self.netns.get_mut(&found.key) else { return };
+        record.readings.push_back((found.read_from, query.clone()));
         if record.readings.len() > READINGS {
             record.readings.pop_front();
         }
@@ -129,14 +132,18 @@ impl PortTable {
         }
     }
 
-    fn remove_missing(&mut self, read: &HashMap<NetnsKey, HashSet<SocketKey>>, findings: &Findings) {
+    fn remove_missing(
+        &mut self,
+        read: &HashMap<NetnsKey, (Timestamp, HashSet<SocketKey>)>,
+        findings: &Findings,
+    ) {
         let missing = |entry: &Entry| {
             let key = entry.socket.key;
             match read.get(&key.netns) {
-                Some(alive) => {
+                Some((read_from, alive)) => {
                     covers(&findings.query, &entry.socket)
                         && !alive.contains(&key)
-                        && entry.seen_at <= findings.taken_at
+                        && entry.seen_at <= *read_from
                 }
                 None => !self.netns.contains_key(&key.netns),
             }

@@ -162,8 +162,12 @@ pub struct NetnsFound {
     pub key: NetnsKey,
     /// What documents show of it.
     pub shown: Netns,
-    /// Its sockets, or `None` where they could not be read.
+    /// Its sockets, or `None` where they could not be read,
     pub sockets: Option<Vec<Socket>>,
+    /// and when that began,
+    pub read_from: Timestamp,
+    /// and ended: one that is opened or closed between the two may be among them or not.
+    pub read_until: Timestamp,
     /// What else a bind depends on, where that was asked: all of it, or the settings about ports.
     pub surroundings: Option<Surroundings>,
     /// Rules that send traffic elsewhere, where that was asked and could be read.
@@ -232,8 +236,17 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
         None if at_home => Inhabitants::new(),
         None => inhabitants(&mut gaps),
     };
-    let mut look =
-        Look { plan, reader, own, inhabitants, mounts, bound: Vec::new(), namespaces: Vec::new(), gaps };
+    let mut look = Look {
+        plan,
+        reader,
+        own,
+        inhabitants,
+        mounts,
+        bound: Vec::new(),
+        bound_from: None,
+        namespaces: Vec::new(),
+        gaps,
+    };
     look.find_bound();
     look.visit(&look.entries(&plan.netns_descriptors)?);
     let mut found = Holders::default();
@@ -256,6 +269,8 @@ pub fn look(plan: &Plan, reader: &Reader) -> Result<Findings, Unreadable> {
 /// What was read in one namespace.
 struct Visited {
     sockets: Vec<Socket>,
+    read_from: Timestamp,
+    read_until: Timestamp,
     surroundings: Option<Surroundings>,
     nat: Option<io::Result<NatFound>>,
 }
@@ -268,6 +283,8 @@ struct Look<'a> {
     mounts: Vec<NetnsMount>,
     /// Bound TCP sockets by their open files, where sock_diag does not list them.
     bound: Vec<BoundFile>,
+    /// When those began to be looked for.
+    bound_from: Option<Timestamp>,
     namespaces: Vec<NetnsFound>,
     gaps: Vec<Gap>,
 }
@@ -301,8 +318,10 @@ impl Look<'_> {
     fn visit(&mut self, entries: &[NetnsEntry]) {
         let makers = self.plan.nat.then(Makers::probe);
         let (found, gaps) = netns::visit(entries, |entry| {
+            let read_from = self.bound_from.unwrap_or_else(|| self.reader.clock.now());
             let mut sockets = sock_diag::dump(entry.key, &self.plan.query)?;
             self.add_bound(entry.key, &mut sockets);
+            let read_until = self.reader.clock.now();
             // Without its name an interface is shown by nothing; the socket counts all the same.
             let _ = links::name_interfaces(&mut sockets);
             if self.plan.for_bind {
@@ -311,7 +330,7 @@ impl Look<'_> {
             let surroundings = self.surroundings(entry);
             let addresses = surroundings.as_ref().and_then(|here| here.addresses.as_deref());
             let nat = makers.map(|makers| self.nat(makers, addresses));
-            Ok(Visited { sockets, nat, surroundings })
+            Ok(Visited { sockets, read_from, read_until, nat, surroundings })
         });
         self.gaps.extend(gaps);
         let mut read: HashMap<NetnsKey, Visited> = found.into_iter().collect();
@@ -322,6 +341,9 @@ impl Look<'_> {
             if visited.is_none() && !unread.contains(&entry.key.inode) {
                 continue;
             }
+            let now = self.reader.clock.now();
+            let (read_from, read_until) =
+                visited.as_ref().map_or((now, now), |visited| (visited.read_from, visited.read_until));
             let (sockets, surroundings, nat) = match visited {
                 Some(visited) => (Some(visited.sockets), visited.surroundings, visited.nat),
                 None => (None, None, None),
@@ -334,7 +356,15 @@ impl Look<'_> {
                 nat.map_err(|error| self.gaps.push(Gap::Nat(entry.key.inode, why(error)))).ok()
             });
             let (key, shown) = (entry.key, entry.shown.clone());
-            self.namespaces.push(NetnsFound { key, shown, sockets, surroundings, nat });
+            self.namespaces.push(NetnsFound {
+                key,
+                shown,
+                sockets,
+                read_from,
+                read_until,
+                surroundings,
+                nat,
+            });
         }
     }
 
@@ -344,6 +374,7 @@ impl Look<'_> {
         if self.plan.query.depth != Depth::Everything || sock_diag::lists_bound_sockets() {
             return;
         }
+        self.bound_from = Some(self.reader.clock.now());
         match self.reader.open_files.get().map(OpenFiles::bound) {
             Some(Ok(bound)) => self.bound = bound,
             _ => self.gaps.push(Gap::BoundSockets),

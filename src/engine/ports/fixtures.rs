@@ -39,6 +39,8 @@ pub(crate) fn findings(second: i64, sockets: Option<Vec<Socket>>) -> Findings {
             key: NETNS,
             shown: Netns { inode: 7, name: Some("host".to_owned()), kept_by: None },
             sockets,
+            read_from: at(second),
+            read_until: at(second),
             surroundings: None,
             nat: None,
         }],

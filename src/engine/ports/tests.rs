@@ -56,6 +56,32 @@ fn an_overtaken_look_brings_back_no_socket_that_the_newer_one_did_not_see() {
     assert_eq!(ports(&table), [0u16; 0]);
 }
 
+/// A look at many namespaces begins, another reads this one and ends, a socket is bound here, the first look arrives here.
+#[test]
+fn a_look_that_began_earlier_and_read_later_is_the_newer_one() {
+    let mut long = findings(1, Some(vec![listener(1, 80)]));
+    (long.namespaces[0].read_from, long.namespaces[0].read_until) = (at(4), at(5));
+    let short = findings(3, Some(vec![]));
+    for looks in [[&long, &short], [&short, &long]] {
+        let mut table = PortTable::default();
+        looks.map(|look| table.apply(look));
+        assert_eq!(ports(&table), [80]);
+    }
+}
+
+#[test]
+fn of_two_readings_at_the_same_time_the_one_that_saw_a_socket_is_believed() {
+    let mut table = PortTable::default();
+    let mut long = findings(1, Some(vec![listener(1, 80)]));
+    long.namespaces[0].read_until = at(5);
+    table.apply(&findings(3, Some(vec![])));
+    table.apply(&long);
+    table.apply(&findings(4, Some(vec![])));
+    assert_eq!(ports(&table), [80]);
+    table.apply(&findings(5, Some(vec![])));
+    assert_eq!(ports(&table), [0u16; 0]);
+}
+
 #[test]
 fn a_forked_child_is_a_possible_holder_until_looked_at() {
     let mut table = PortTable::default();
