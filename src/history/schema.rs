@@ -1,5 +1,6 @@
 //! The tables. Everything that repeats is kept once and named by a number: most of a hold is its process, which holds several ports.
 
+use std::fs;
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
@@ -86,6 +87,9 @@ PRAGMA user_version = 1;
 COMMIT;
 ";
 
+/// Every database that has a table begins with so many bytes. SQLite takes a file of a single 0 for a new one.
+const HEADER_BYTES: u64 = 100;
+
 /// Opens the file to write; makes the tables where there are none yet. Errors: it is of another program, another version, or damaged.
 pub(super) fn open(path: &Path) -> Result<Connection, Unkept> {
     let of = |error: rusqlite::Error| Unkept::of(path, &error);
@@ -96,6 +100,10 @@ pub(super) fn open(path: &Path) -> Result<Connection, Unkept> {
     // goes.
     connection.pragma_update(None, "foreign_keys", false).map_err(of)?;
     let is_new = number(&connection, "schema_version").map_err(of)? == 0;
+    if is_new && fs::metadata(path).is_ok_and(|file| (1..HEADER_BYTES).contains(&file.len())) {
+        let why = "it is too short for a database".to_owned();
+        return Err(Unkept::Damaged { path: path.display().to_string(), why });
+    }
     if is_new {
         connection.execute_batch(TABLES).map_err(of)?;
     }

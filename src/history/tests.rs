@@ -247,6 +247,14 @@ fn a_clock_that_was_set_back_leaves_everything_readable() {
     assert_eq!(ids(&path, &asked).len(), 3);
 }
 
+#[test]
+fn a_file_that_is_too_short_for_a_database_is_damaged_and_not_taken_for_a_new_one() {
+    let (_directory, path) = file();
+    std::fs::write(&path, [0]).unwrap();
+    assert!(matches!(Store::open(&path), Err(super::Unkept::Damaged { .. })));
+    assert!(Reader::open(&path).is_err());
+}
+
 proptest::proptest! {
     #[test]
     fn any_bytes_are_a_sentence_and_no_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 1..3000)) {
