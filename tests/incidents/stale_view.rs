@@ -1,12 +1,12 @@
 //! Antrea: a check that judged from a cache which had not caught up refused what was free. Here a port is bound, closed and asked
-//! about, over and over, by the test itself; and each job gets ports of its own.
+//! about, over and over; and each job gets ports of its own.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -43,28 +43,84 @@ fn asked(daemon: &Daemon, port: u16) -> Value {
 fn a_port_that_was_let_go_is_free_in_the_very_next_answer_and_one_that_was_bound_is_held() {
     let daemon = Daemon::start("");
     let [port] = ports_of_ones_own();
-    let own = [std::process::id()];
+    let mut agent = Agent::new(port);
     for round in 0..ROUNDS {
         let before = clock::now();
-        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        agent.bind();
         let held = asked(&daemon, port);
-        assert_eq!(holders(&held), own, "round {round}: {held:#}");
+        assert_eq!(holders(&held), [agent.child.id()], "round {round}: {held:#}");
         let let_go = clock::now();
-        drop(listener);
+        agent.close();
         let free = asked(&daemon, port);
         assert_eq!(free["claims"], Value::Array(vec![]), "round {round}: {free:#}");
         assert!(moment(&held) >= before && moment(&free) >= let_go, "as of when: {held:#} {free:#}");
     }
     // The same where no daemon runs, and in the answer about a bind.
     let target = format!("127.0.0.1:{port}/tcp");
-    let answer = |command: &mut Command| common::json(command);
+    let code = |command: &mut Command| common::json(command).0;
     for round in 0..ROUNDS / 10 {
-        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
-        assert_eq!(answer(alone().args(["who-holds", &target])).0, 0, "round {round}");
-        assert_eq!(answer(&mut daemon.ask(&["can-bind", &target])).0, 1, "round {round}");
-        drop(listener);
-        assert_eq!(answer(alone().args(["who-holds", &target])).0, 1, "round {round}");
-        assert_eq!(answer(&mut daemon.ask(&["can-bind", &target])).0, 0, "round {round}");
+        agent.bind();
+        assert_eq!(code(alone().args(["who-holds", &target])), 0, "round {round}");
+        assert_eq!(code(&mut daemon.ask(&["can-bind", &target])), 1, "round {round}");
+        agent.close();
+        assert_eq!(code(alone().args(["who-holds", &target])), 1, "round {round}");
+        assert_eq!(code(&mut daemon.ask(&["can-bind", &target])), 0, "round {round}");
+    }
+}
+
+/// Binds the port and closes it again, as it is told, and says when that is done. It is a process of its own: one that starts others,
+/// as the test does, shares its sockets with each for the time between fork(2) and execve(2).
+struct Agent {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
+
+const AGENT: &str = r#"
+import socket, sys
+for line in sys.stdin:
+    if line == "bind\n":
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", int(sys.argv[1])))
+        listener.listen()
+    else:
+        listener.close()
+    print(line, end="", flush=True)
+"#;
+
+impl Agent {
+    fn new(port: u16) -> Agent {
+        let mut command = Command::new("python3");
+        command.args(["-c", AGENT, &port.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        Agent { child, said }
+    }
+
+    #[track_caller]
+    fn bind(&mut self) {
+        self.told("bind\n");
+    }
+
+    #[track_caller]
+    fn close(&mut self) {
+        self.told("close\n");
+    }
+
+    #[track_caller]
+    fn told(&mut self, what: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(what.as_bytes()).unwrap();
+        let mut line = String::new();
+        self.said.read_line(&mut line).unwrap();
+        assert_eq!(line, what);
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It ends with its input.
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
     }
 }
 
