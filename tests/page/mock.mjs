@@ -85,7 +85,7 @@ function makeConflict(at, victim) {
   const conflict = {
     id: next, at: iso(at), last_at: iso(at + (attempts - 1) * 20_000), call: 'bind', protocol: victim.protocol, address: '0.0.0.0', port: victim.port, netns: victim.netns, errno: random() < 0.5 ? 'EADDRINUSE' : null,
     attempts, loser, blockers: [blocker], cause: victim.leaked_at ? 'leaked_listener' : 'concurrent_job',
-    explanation: `${victim.port}/${victim.protocol} was taken: ${blocker.owner.name} has it. ${victim.port} is a fixed (hard-coded) port: make it a variable. Cure: bind port 0 and pass on what you get, or give each job a port of its own.`,
+    explanation: `${victim.port}/${victim.protocol} was taken: ${blocker.owner.name} has it. ${victim.port} is a fixed (hard-coded) port: somebody asked for it 4 times. Make it a variable, and let each test set it to 0, to a port of its own (sniffer run --ports 1), or to nothing where it needs no listener.`,
   };
   next += 1;
   conflicts.set(conflict.id, conflict);
