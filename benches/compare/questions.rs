@@ -14,6 +14,8 @@ use crate::tools::Tool;
 
 /// A tool is asked no longer than this in all.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Its system calls are counted no longer than this: counting slows it down many times over.
+const COUNTED: &str = "40s";
 
 /// What an answer of one tool costs.
 #[derive(Debug)]
@@ -24,8 +26,8 @@ pub(crate) struct Row {
     worst: f64,
     /// User and system time of the program, and of the agent where it asks one; the median's, in milliseconds.
     cpu: f64,
-    /// Absent where strace is.
-    system_calls: Option<u64>,
+    /// What strace counted; with `>` where it was not done in time.
+    system_calls: String,
     answers: bool,
 }
 
@@ -58,7 +60,8 @@ pub(crate) fn ask(
                 milliseconds: median(&times),
                 worst: times.iter().copied().fold(0.0, f64::max),
                 cpu: median(&cpu) + agent.as_secs_f64() * 1000.0 / times.len() as f64,
-                system_calls: system_calls(&tool.ask(held.port, &daemon.socket)),
+                system_calls: system_calls(&tool.ask(held.port, &daemon.socket))
+                    .unwrap_or_else(|| "?".to_owned()),
                 answers,
             })
         })
@@ -90,16 +93,19 @@ fn children() -> Result<f64, Failure> {
 }
 
 /// Counted by strace, in a run of its own.
-fn system_calls(asked: &Command) -> Option<u64> {
+fn system_calls(asked: &Command) -> Option<String> {
     let summary = tempfile::NamedTempFile::new().ok()?;
-    let mut strace = Command::new("strace");
-    strace.args(["-f", "-c", "-o"]).arg(summary.path()).arg(asked.get_program()).args(asked.get_args());
+    let mut strace = Command::new("timeout");
+    strace.args(["--signal=INT", COUNTED, "strace", "-f", "-c", "-o"]).arg(summary.path());
+    strace.arg(asked.get_program()).args(asked.get_args());
     strace.envs(asked.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    strace.output().ok()?;
+    // What timeout(1) exits with when it was over.
+    let more = if strace.output().ok()?.status.code() == Some(124) { "> " } else { "" };
     let text = std::fs::read_to_string(summary.path()).ok()?;
     // % time, seconds, microseconds a call, calls, errors where there are any, "total".
     let total = text.lines().find(|line| line.ends_with("total"))?;
-    total.split_whitespace().nth(3)?.parse().ok()
+    let calls: u64 = total.split_whitespace().nth(3)?.parse().ok()?;
+    Some(format!("{more}{calls}"))
 }
 
 pub(crate) fn table(rows: &[Row]) -> String {
@@ -110,7 +116,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
             number(row.milliseconds),
             number(row.worst),
             number(row.cpu),
-            row.system_calls.map_or_else(|| "?".to_owned(), |calls| calls.to_string()),
+            row.system_calls.clone(),
             if row.answers { "yes" } else { "no" }.to_owned(),
         ]
     };

@@ -64,7 +64,7 @@ fn a_look_that_began_earlier_and_read_later_is_the_newer_one() {
     let short = findings(3, Some(vec![]));
     for looks in [[&long, &short], [&short, &long]] {
         let mut table = PortTable::default();
-        looks.map(|look| table.apply(look));
+        looks.into_iter().for_each(|look| table.apply(look));
         assert_eq!(ports(&table), [80]);
     }
 }
