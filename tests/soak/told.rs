@@ -48,9 +48,14 @@ impl Told {
         eventually("it is told", || self.alerts.lock().unwrap().iter().any(is_told).then_some(()));
     }
 
-    /// Nothing was told twice, but for what was told just before a kill; answers how many alerts there were.
+    /// How many alerts there were.
+    pub(super) fn count(&self) -> usize {
+        self.alerts.lock().unwrap().len()
+    }
+
+    /// Nothing was told twice, but for what was told just before a kill.
     #[track_caller]
-    pub(super) fn each_once(&self) -> usize {
+    pub(super) fn each_once(&self) {
         let (alerts, kills) = (self.alerts.lock().unwrap(), self.kills.lock().unwrap());
         let is_excused =
             |at: Instant| kills.iter().any(|kill| *kill + BEFORE_A_KILL > at && at + BEFORE_A_KILL > *kill);
@@ -63,6 +68,5 @@ impl Told {
                 assert!(is_excused(*at), "told twice, and no kill was near: {alert:#}");
             }
         }
-        alerts.len()
     }
 }
