@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use nix::sched::{CloneFlags, setns};
@@ -32,9 +33,14 @@ const FIRST_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
 /// A file that every group of v2 has but the first (cgroup-v2.rst).
 const NOT_ROOT: &str = "cgroup.type";
 
+/// Whether this program began in another cgroup namespace than the host's, where its tree may have been mounted, too.
+static HAS_ENTERED: AtomicBool = AtomicBool::new(false);
+
 /// Whether the root of the mounted tree is the host's: in another cgroup namespace, and where that was mounted, it is a branch.
 pub fn sees_root() -> bool {
-    is_first("/proc/self/ns/cgroup") && mount().is_some_and(|root| !root.join(NOT_ROOT).exists())
+    let is_of_host =
+        || !HAS_ENTERED.load(Ordering::Relaxed) || mount().is_some_and(|root| !root.join(NOT_ROOT).exists());
+    is_first("/proc/self/ns/cgroup") && is_of_host()
 }
 
 fn is_first(namespace: &str) -> bool {
@@ -52,7 +58,8 @@ pub fn enter_first() {
         && let Ok(namespace) = fs::File::open(first)
     {
         // Without CAP_SYS_ADMIN it stays where it is, and that is said where it matters.
-        let _ = setns(namespace, CloneFlags::CLONE_NEWCGROUP);
+        let has_entered = setns(namespace, CloneFlags::CLONE_NEWCGROUP).is_ok();
+        HAS_ENTERED.store(has_entered, Ordering::Relaxed);
     }
 }
 
