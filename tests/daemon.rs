@@ -14,11 +14,10 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
-    Daemon, NamedNetns, Tree, alone, claims, eventually, holder, holders, ip, json, one_runner_on_this_host,
+    Daemon, NamedNetns, Tree, claims, eventually, holder, holders, ip, json, one_runner_on_this_host,
     open_directory, program, run,
 };
 use rustix::process::Signal;
@@ -478,41 +477,6 @@ fn a_namespace_that_the_agent_watches_dies_when_its_owner_lets_go() {
     let link = format!("/sys/class/net/{outside}");
     eventually("the namespace is gone", || (!std::path::Path::new(&link).exists()).then_some(()));
     assert_eq!(watched(), 2, "the next answer knows that it is gone");
-}
-
-#[test]
-#[ignore = "needs root"]
-fn no_port_stays_taken_because_somebody_looks_at_it() {
-    let daemon = Daemon::start("");
-    let asker = Tree::holder(&["free:tcp:127.0.0.1:0"]);
-    let port = asker.it().port();
-    const ENOUGH: usize = 10;
-    const ROUNDS: usize = 100;
-    const BINDS: i128 = 5000;
-    let (done, questions) = (AtomicBool::new(false), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                daemon.who_holds(port);
-                run(alone().args(["who-holds", &port.to_string()]));
-                questions.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        // Bound, listened on and closed, again and again: one open file more would refuse the next bind.
-        let churn =
-            [format!("churn:{BINDS}:tcp:127.0.0.1:{port}"), format!("retry:{BINDS}:udp:127.0.0.1:{port}")];
-        for _ in 0..ROUNDS {
-            let held = Tree::holder(&churn.each_ref().map(String::as_str));
-            let outcome = (held.it().said("bound"), held.it().said("refused-times"));
-            if questions.load(Ordering::Relaxed) >= ENOUGH || outcome.1 != [0, 0] {
-                done.store(true, Ordering::Relaxed);
-                assert_eq!(outcome, (vec![BINDS; 2], vec![0; 2]));
-                return;
-            }
-        }
-        done.store(true, Ordering::Relaxed);
-        panic!("nobody answers: {questions:?}");
-    });
 }
 
 #[test]
