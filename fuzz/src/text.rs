@@ -37,7 +37,7 @@ pub fn config(bytes: &[u8]) {
         let lines = bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
         assert!(!mistakes.is_empty(), "it is refused for a reason");
         for mistake in mistakes {
-            assert!((1..=lines).contains(&(mistake.line as usize)) && mistake.column >= 1, "{mistake:?}");
+            assert!((1..=lines).contains(&mistake.line) && mistake.column >= 1, "{mistake:?}");
             assert!(!mistake.what.is_empty());
         }
     }

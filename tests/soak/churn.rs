@@ -161,7 +161,7 @@ impl Churn {
         let id = format!("soak-{number}");
         self.declare("start", &id);
         let declared = listener(&[&format!("env:SNIFFER_JOB_ID={id}")]);
-        let other = if number % 4 == 0 { self.github(number) } else { Some(self.gitlab(number)) };
+        let other = if number.is_multiple_of(4) { self.github(number) } else { Some(self.gitlab(number)) };
         count(&self.counts.jobs, 1 + usize::from(other.is_some()));
         self.declare("end", &id);
         std::thread::sleep(LEFT);
