@@ -14,7 +14,11 @@ use sniffer::model::process::{Process, ProcessId, Variables};
 /// Any of the files that are read: stat, status, cmdline, cgroup, mountinfo, `memory.events`, settings, links.
 pub fn proc(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    let _ = (Stat::from_read(bytes), Status::from_read(bytes));
+    // procfs takes for granted that a name in parentheses comes behind the pid, as the kernel has it.
+    if text.split_once(" (").is_some_and(|(pid, rest)| pid.parse::<u32>().is_ok() && rest.contains(')')) {
+        let _ = Stat::from_read(bytes);
+    }
+    let _ = Status::from_read(bytes);
 
     let arguments = split_cmdline(bytes);
     let ends = bytes.iter().filter(|byte| **byte == 0).count();
