@@ -11,13 +11,16 @@ use sniffer::kernel::{mounts, netns, oom, surroundings};
 use sniffer::model::cgroup_path;
 use sniffer::model::process::{Process, ProcessId, Variables};
 
+/// Fields 3 and following of `/proc/PID/stat` (proc_pid_stat(5)).
+const REST_OF_STAT: &[u8] = b"S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 42 1000 100 18446744073709551615 1 1 0 0 0 0 0 4096 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n";
+
 /// Any of the files that are read: stat, status, cmdline, cgroup, mountinfo, `memory.events`, settings, links.
 pub fn proc(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    // procfs takes for granted that a name in parentheses comes behind the pid, as the kernel has it.
-    if text.split_once(" (").is_some_and(|(pid, rest)| pid.parse::<u32>().is_ok() && rest.contains(')')) {
-        let _ = Stat::from_read(bytes);
-    }
+    // Of a stat line the name is foreign, all else is the kernel's.
+    let name = bytes.get(..15).unwrap_or(bytes);
+    let line = [b"7 (", name, b") ", REST_OF_STAT].concat();
+    assert_eq!(Stat::from_read(line.as_slice()).map(|stat| stat.starttime).ok(), Some(42));
     let _ = Status::from_read(bytes);
 
     let arguments = split_cmdline(bytes);
