@@ -115,7 +115,7 @@ Exit code: 0 begun, 2 refused (the id was used already, another user's job or pr
 
 Examples:
   sniffer job start --id nightly-7 --name nightly && export SNIFFER_JOB_ID=nightly-7
-  sniffer job start --id 4711 --ci gitlab --pid 1";
+  sniffer job start --id 4711 --ci gitlab --pid 4121";
 
 pub(super) const JOB_END: &str = "\
 Exit code: 0 ended, 2 refused (no such job, ended already, another user's) or no daemon.

@@ -164,7 +164,7 @@ fn exit(end: End, leaked: bool) -> u8 {
 fn told(options: &Options, end: End, left: &[ProcessId], reader: &Reader) -> Run {
     let mut run = Run {
         schema: SCHEMA,
-        command: options.command.iter().map(|part| part.to_string_lossy().into_owned()).collect(),
+        command: reader.masked(&options.command),
         name: options.name.clone(),
         code: if let End::Code(code) = end { Some(code) } else { None },
         signal: if let End::Signal(signal) = end { Some(signal) } else { None },

@@ -4,8 +4,10 @@
 //! processes. Of the environment only the listed variables are kept.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::io::Read;
 use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
 
 use procfs::FromRead;
 use procfs::process::{Process as ProcDir, Stat};
@@ -75,6 +77,12 @@ impl Reader {
     /// The same, which masks command lines by these patterns.
     pub fn with_mask(self, mask: Mask) -> Self {
         Reader { mask, ..self }
+    }
+
+    /// A command that is to be run, less its secrets.
+    pub fn masked(&self, command: &[OsString]) -> Vec<String> {
+        let line: Vec<&[u8]> = command.iter().map(|part| part.as_bytes()).collect();
+        self.arguments(&line.join(&0))
     }
 
     /// A command line as /proc or an exec tells it, less its secrets.

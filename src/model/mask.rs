@@ -92,7 +92,8 @@ impl Mask {
     }
 }
 
-/// Marks what a pattern finds. What follows is searched from where the secret begins: a value may be the next one's name.
+/// Marks what a pattern finds, and goes on behind it. Only where a whole argument was hidden it is searched too: it may be the name of
+/// the next one. So no byte is looked at more often than a few times, whatever stands in the line.
 fn find(pattern: &Regex, line: &[u8], secret: &mut [bool]) {
     let mut from = 0;
     while let Some(found) = pattern.captures_at(line, from) {
@@ -101,8 +102,9 @@ fn find(pattern: &Regex, line: &[u8], secret: &mut [bool]) {
             return;
         };
         secret.get_mut(hidden.range()).into_iter().flatten().for_each(|byte| *byte = true);
-        let next = if hidden == whole { whole.end() } else { hidden.start().saturating_sub(1) };
-        from = next.max(whole.start() + 1);
+        let before = hidden.start().checked_sub(1).filter(|before| line.get(*before) == Some(&0));
+        let within = before.filter(|before| *before > whole.start() && !hidden.as_bytes().contains(&0));
+        from = within.unwrap_or(whole.end().max(whole.start() + 1));
         if from > line.len() {
             return;
         }
@@ -175,6 +177,14 @@ mod tests {
         for (arguments, expected) in cases {
             assert_eq!(masked(arguments), expected);
         }
+    }
+
+    #[test]
+    fn what_was_hidden_is_not_searched_again_and_again() {
+        let line = "token=".repeat(100_000);
+        assert_eq!(Mask::default().apply(line.as_bytes()), b"token=***");
+        let line = b"-token\0".repeat(20_000);
+        assert_eq!(Mask::default().apply(&line), [&b"-token\0"[..], &b"***\0".repeat(19_999)].concat());
     }
 
     #[test]
