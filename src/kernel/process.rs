@@ -81,8 +81,8 @@ impl Reader {
 
     /// A command that is to be run, less its secrets.
     pub fn masked(&self, command: &[OsString]) -> Vec<String> {
-        let line: Vec<&[u8]> = command.iter().map(|part| part.as_bytes()).collect();
-        self.arguments(&line.join(&0))
+        let line: Vec<u8> = command.iter().flat_map(|part| [part.as_bytes(), b"\0"].concat()).collect();
+        self.arguments(&line)
     }
 
     /// A command line as /proc or an exec tells it, less its secrets.
@@ -335,6 +335,12 @@ mod tests {
     fn empty_arguments_count() {
         assert_eq!(split_cmdline(b"a\0\0b\xff\0"), ["a", "", "b\u{fffd}"]);
         assert_eq!(split_cmdline(b""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_command_that_is_to_be_run_keeps_its_arguments_but_not_its_secrets() {
+        let command = ["app", "--token", "x", ""].map(OsString::from);
+        assert_eq!(Reader::new([]).masked(&command), ["app", "--token", "***", ""]);
     }
 
     #[test]
