@@ -685,7 +685,7 @@ fn a_process_whose_first_thread_ended_goes_on_being_one() {
     let bootstrap = format!(
         "import ctypes, os, subprocess, sys, threading\n\
         subprocess.Popen(['{server}', 'server', 'tcp:127.0.0.1:0'])\n\
-        print('bootstrap', os.getpid(), flush=True)\n\
+        os.write(1, f'bootstrap {{os.getpid()}}\\n'.encode())\n\
         threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()\n\
         ctypes.CDLL(None).pthread_exit(None)\n"
     );
