@@ -7,11 +7,14 @@ use std::net::IpAddr;
 
 use crate::model::claim::{Claim, Nat, Owner, OwnerType};
 use crate::model::container::{Container, Place, Proxy};
+use crate::model::nat::Backend;
 use crate::model::process::Holder;
 use crate::model::socket::Protocol;
 
 /// Characters of a container id that runtimes show and take.
 pub const SHORT_ID_CHARS: usize = 12;
+/// kube-proxy's own table of nftables.
+const KUBE_PROXY: &str = "kube-proxy";
 
 /// What is known of the containers of this host.
 #[derive(Debug, Clone, Copy, Default)]
@@ -116,11 +119,26 @@ impl Known<'_> {
     }
 }
 
-/// The service of a NodePort. kube-proxy writes at each rule of a service whose it is: `namespace/service:port`.
+/// The service of a NodePort: `namespace/service:port`. kube-proxy writes it at each rule of a service; where it makes rules of nftables
+/// itself it is the name of the chain that the port's element leads to.
 pub fn service(nat: &Nat) -> Option<String> {
-    let by_kube_proxy = nat.chain.starts_with("KUBE-") || nat.table == "kube-proxy";
-    let comment = nat.comment.as_deref().filter(|_| by_kube_proxy)?;
-    comment.split_whitespace().find(|word| is_service(word)).map(str::to_owned)
+    let by_nftables = nat.table == KUBE_PROXY && nat.backend == Backend::Nftables.as_str();
+    let by_kube_proxy = nat.chain.starts_with("KUBE-") || by_nftables;
+    let comment = nat.comment.as_deref().filter(|_| by_kube_proxy);
+    let written = comment.and_then(|comment| comment.split_whitespace().find(|word| is_service(word)));
+    written.map(str::to_owned).or_else(|| of_chain(&nat.chain).filter(|_| by_nftables))
+}
+
+/// `external-42NFTM6N-namespace/service/tcp/port`: what it is for, a hash, and whose it is; of a port without a name nothing comes last.
+fn of_chain(chain: &str) -> Option<String> {
+    let (purpose, rest) = chain.split_once('-')?;
+    let (hash, service) = rest.split_once('-')?;
+    let is_hash =
+        !hash.is_empty() && hash.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+    let ours = ["external", "service", "firewall"].contains(&purpose) && is_hash;
+    let [namespace, name, _, port] = <[&str; 4]>::try_from(service.split('/').collect::<Vec<_>>()).ok()?;
+    let colon = if port.is_empty() { "" } else { ":" };
+    Some(format!("{namespace}/{name}{colon}{port}")).filter(|service| ours && is_service(service))
 }
 
 /// Labels of DNS, a slash, and perhaps the name of a port.
@@ -135,11 +153,14 @@ fn is_service(word: &str) -> bool {
     })
 }
 
-/// The portmap plugin of CNI writes `dnat name: "network" id: "container"`.
+/// The portmap plugin of CNI writes `dnat name: "network" id: "container"`, and in its own table of nftables the container alone.
 fn host_port(nat: &Nat) -> Option<&str> {
-    let by_portmap = nat.chain.starts_with("CNI-") || nat.table == "cni_hostport";
-    let (_, after) = nat.comment.as_deref().filter(|_| by_portmap)?.split_once("id: \"")?;
-    let (id, _) = after.split_once('"').unwrap_or((after, ""));
+    let own_table = nat.table == "cni_hostport";
+    let comment = nat.comment.as_deref().filter(|_| own_table || nat.chain.starts_with("CNI-"))?;
+    let id = match comment.split_once("id: \"") {
+        Some((_, after)) => after.split('"').next()?,
+        None => Some(comment).filter(|_| own_table)?,
+    };
     is_id(id).then_some(id)
 }
 
@@ -240,11 +261,35 @@ mod tests {
     }
 
     #[test]
+    fn services_are_named_by_the_chains_of_kube_proxys_nftables_only() {
+        let of = |table: &str, chain: &str| {
+            let (backend, table) = ("nftables".to_owned(), table.to_owned());
+            service(&Nat { backend, table, comment: None, ..nat(chain, "") })
+        };
+        for (chain, name) in [
+            ("external-42NFTM6N-ns2/svc-2/tcp/p80", Some("ns2/svc-2:p80")),
+            ("service-42NFTM6N-ns2/svc2/udp/", Some("ns2/svc2")),
+            ("endpoint-5OJB2KTY-ns1/svc1/tcp/p80__10.180.0.1/80", None),
+            ("external-42NFTM6N-ns2/svc2/tcp", None),
+            ("external-lower-ns2/svc2/tcp/p80", None),
+            ("external-42NFTM6N-ns2/\u{1b}[31m/tcp/p80", None),
+            ("services", None),
+        ] {
+            assert_eq!(of("kube-proxy", chain).as_deref(), name, "{chain:?}");
+        }
+        assert_eq!(of("mine", "external-42NFTM6N-ns2/svc2/tcp/p80"), None);
+    }
+
+    #[test]
     fn containers_are_found_by_id_by_address_and_by_what_they_publish() {
         let listed = listed();
         let known = Known { containers: &listed, places: &[] };
         let by_id = of_rule(&claim(), &nat("CNI-DN-1", &format!("dnat name: \"cbr0\" id: \"{ID}\"")), &known);
         assert_eq!(named(&by_id), (OwnerType::Container, Some("web")));
+        let own_table = Nat { table: "cni_hostport".to_owned(), ..nat("hostports", ID) };
+        assert_eq!(named(&of_rule(&claim(), &own_table, &known)), (OwnerType::Container, Some("web")));
+        let elsewhere = Nat { to_address: None, ..nat("hostports", ID) };
+        assert_eq!(host_port(&elsewhere), None, "whoever writes an id into another table says nothing");
         let docker = of_rule(&claim(), &nat("DOCKER", ""), &known);
         assert_eq!(
             (named(&docker), docker.image.as_deref()),
