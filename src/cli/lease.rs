@@ -8,6 +8,7 @@ use crate::kernel::lease::Lease;
 use crate::kernel::{netns, surroundings};
 use crate::model::netns::NetnsSelector;
 use crate::model::target::Target;
+use crate::report;
 
 /// The first of them, for whatever the command starts.
 pub(super) const PORT: &str = "SNIFFER_PORT";
@@ -19,7 +20,7 @@ pub(super) fn lease(count: u16) -> Result<Vec<Lease>, Failure> {
     let own = netns::own().map_err(|why| format!("your own network namespace cannot be named: {why:?}"))?;
     let target = Target { ports: lease::RANGE, protocol: None, address: None };
     let question = Question { topic: Topic::Target(target), netns: Some(NetnsSelector::Inode(own.inode)) };
-    let mut order = lease::order(surroundings::ephemeral(), std::process::id());
+    let mut order = lease::order(&surroundings::settings(), std::process::id());
     let mut leases: Vec<Lease> = Vec::new();
     // Leased before it is looked: who had one before may have left a process on it.
     loop {
@@ -28,9 +29,16 @@ pub(super) fn lease(count: u16) -> Result<Vec<Lease>, Failure> {
             let lease = Lease::take(port).map_err(|error| format!("a port cannot be leased: {error}"))?;
             leases.extend(lease);
         }
-        let taken = lease::taken(&ask(&question, Whom::DaemonOrMyself)?.claims);
+        let answer = ask(&question, Whom::DaemonOrMyself)?;
+        let taken = lease::taken(&answer.claims);
         leases.retain(|lease| !taken.contains(&lease.port()));
         if leases.len() == usize::from(count) {
+            if !answer.incomplete.is_empty() {
+                report::complain(&format!(
+                    "--ports: not all could be seen: {}",
+                    answer.incomplete.join("; ")
+                ));
+            }
             return Ok(leases);
         }
     }
