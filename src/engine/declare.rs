@@ -10,6 +10,7 @@ use super::{Engine, Recognised};
 use crate::judge::ci;
 use crate::model::declared::{End, Start};
 use crate::model::job::{Job, JobFacts, JobKey};
+use crate::model::mask::without_passwords;
 use crate::model::process::{Process, ProcessId};
 
 /// The system of a job that is of none.
@@ -56,9 +57,9 @@ impl Engine {
             key,
             id: start.id.clone(),
             name: start.name.clone(),
-            repository: start.repository.clone(),
+            repository: start.repository.as_deref().map(without_passwords),
             run: start.run.clone(),
-            url: start.url.clone(),
+            url: start.url.as_deref().map(without_passwords),
         };
         let change = self.jobs.declare(&system, facts, asker.uid, &self.processes.jobs(), now)?;
         let key = change.key.clone();

@@ -23,7 +23,7 @@ use super::nat::NatTables;
 use super::users::Users;
 use super::{Unreadable, netns};
 use crate::model::cgroup_path;
-use crate::model::mask::Mask;
+use crate::model::mask::{Mask, whole_words};
 use crate::model::process::{Holder, Process, ProcessId, Variables};
 
 /// An environment block is read up to this size: the kernel allows a quarter of the stack limit, 2 MiB by default (execve(2)).
@@ -31,9 +31,9 @@ const ENVIRON_BYTES: u64 = 2 * 1024 * 1024;
 /// Another thread pays from this many processes on.
 const PROCESSES_PER_THREAD: usize = 64;
 /// A command line is kept up to this size for every process, for attribution,
-const KEPT_CMDLINE_BYTES: u64 = 2 * 1024;
+const KEPT_CMDLINE_BYTES: u32 = 2 * 1024;
 /// and read up to this size for answers.
-const CMDLINE_BYTES: u64 = 16 * 1024;
+const CMDLINE_BYTES: u32 = 16 * 1024;
 
 /// What every look at processes needs: the listed variables, the boot clock, and memories of names.
 #[derive(Debug)]
@@ -82,12 +82,18 @@ impl Reader {
     /// A command that is to be run, less its secrets.
     pub fn masked(&self, command: &[OsString]) -> Vec<String> {
         let line: Vec<u8> = command.iter().flat_map(|part| [part.as_bytes(), b"\0"].concat()).collect();
-        self.arguments(&line)
+        self.arguments(&line, true)
     }
 
     /// A command line as /proc or an exec tells it, less its secrets.
-    fn arguments(&self, line: &[u8]) -> Vec<String> {
+    fn arguments(&self, line: &[u8], is_whole: bool) -> Vec<String> {
+        let line = if is_whole { line } else { whole_words(line) };
         split_cmdline(&self.mask.apply(line))
+    }
+
+    fn cmdline(&self, dir: &ProcDir, limit: u32) -> Result<Vec<String>, Unreadable> {
+        let line = read_file(dir, "cmdline", limit.into())?;
+        Ok(self.arguments(&line, line.len() < limit as usize))
     }
 
     /// Reads a process as far as attribution needs it. Errors: it vanished, or its stat is odd.
@@ -102,8 +108,7 @@ impl Reader {
             id: ProcessId { pid, start: stat.starttime },
             ppid: u32::try_from(stat.ppid).unwrap_or(0),
             comm: stat.comm,
-            cmdline: read_file(&dir, "cmdline", KEPT_CMDLINE_BYTES)
-                .map_or_else(|_| Vec::new(), |bytes| self.arguments(&bytes)),
+            cmdline: self.cmdline(&dir, KEPT_CMDLINE_BYTES).unwrap_or_default(),
             told: None,
             uid: dir.uid().ok(),
             cgroup: cgroup_of(&dir),
@@ -118,14 +123,24 @@ impl Reader {
     /// A process as its exec told of it, which nothing that it did since can change. Where the kernel could not send the whole
     /// environment it is read, if the process is still there.
     pub fn from_exec(&self, exec: Exec) -> Process {
-        let Exec { pid, by, ppid, netns, program, arguments, environment, whole_environment } = exec;
+        let Exec {
+            pid,
+            by,
+            ppid,
+            netns,
+            program,
+            arguments,
+            whole_arguments,
+            environment,
+            whole_environment,
+        } = exec;
         let read = if whole_environment { None } else { self.read(pid).ok() };
         let variables = || Variables::from_block(&environment, |name| self.wanted.contains(name));
         Process {
             id: ProcessId { pid, start: self.clock.ticks(by.start) },
             ppid,
             comm: by.comm,
-            cmdline: self.arguments(&arguments),
+            cmdline: self.arguments(&arguments, whole_arguments),
             told: Some((program, by.uid)),
             uid: Some(by.uid),
             cgroup: self.cgroup(pid, by.cgroup_id),
@@ -160,7 +175,7 @@ impl Reader {
         holder.user = holder.uid.and_then(|uid| self.users.name(uid));
         holder.exe = dir.exe().ok().map(|path| path.to_string_lossy().into_owned());
         holder.cwd = dir.cwd().ok().map(|path| path.to_string_lossy().into_owned());
-        holder.cmdline = read_file(&dir, "cmdline", CMDLINE_BYTES).ok().map(|bytes| self.arguments(&bytes));
+        holder.cmdline = self.cmdline(&dir, CMDLINE_BYTES).ok();
         let text = cgroup_text(&dir).unwrap_or_default();
         holder.cgroup = cgroup_path::memory(&text);
         let cgroup = cgroup_path::from_proc(&text);

@@ -14,7 +14,7 @@ const COMPILED_BYTES: usize = 1024 * 1024;
 /// What the built-in patterns look for. A command line is as /proc has it: arguments ended by NUL. What a pattern's first group
 /// matches is masked, or all that it matches where it has none. Letters match in either case.
 #[rustfmt::skip]
-const BUILT_IN: [&str; 12] = [
+const BUILT_IN: [&str; 10] = [
     // --password=…, DB_PASSWORD=…, -Dspring.datasource.password=…: to the end of the argument.
     r"(?:^|\x00)[\w.-]*NAME[\w.-]*=([^\x00]+)",
     // --password …: the next argument, unless it is a long option.
@@ -22,25 +22,46 @@ const BUILT_IN: [&str; 12] = [
     // The same within an argument, such as a script, a header, a query or JSON: the next word, or what is quoted.
     r#"[\w.-]*NAME[\w.-]*["']?\s*[=:]\s*((?:(?:bearer|basic|token|digest|negotiate)\s+)?(?:"(?:[^"\\\x00]|\\[^\x00])*"?|'[^'\x00]*'?|[^\s\x00"'])+)"#,
     r#"\s--?[\w.-]*NAME[\w.-]*\s+("(?:[^"\\\x00]|\\[^\x00])*"?|'[^'\x00]*'?|-?[^\s\x00"'-][^\s\x00]*)"#,
-    // user:password@host of an address, and a long name that is no user's.
-    r"[a-z][a-z0-9+.-]*://[^\s/\x00:@]*:([^\s\x00/]+)@",
-    r"[a-z][a-z0-9+.-]*://([^\s/\x00:@]{16,})@",
     // What issuers of tokens begin them with: GitHub, GitLab, Slack, npm, PyPI, Docker, Vault, and any JSON web token.
     r"\b(?:gh[pousr]_|github_pat_|gl[a-z]{2,5}-|xox[a-z]-|npm_|pypi-|dckr_pat_|hvs\.)(?:[\w-]{16,}|[\w-]*$)",
     r"\beyj[\w-]{8,}\.[\w-]{8,}\.[\w-]*",
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^\x00]*",
     // Programs that take a password by a short option.
     r"(?:^|[\x00\s/])sshpass[\x00\s]+-p[\x00\s]*([^\s\x00]+)",
-    r"(?:^|[\x00\s/])(?:curl|wget)(?:[\x00\s]+[^\s\x00]+)*?[\x00\s]+(?:-u|--user)[\x00\s=]*[^\s\x00:]+:([^\s\x00]+)",
+    r"(?:^|[\x00\s/])(?:curl|wget)(?:[\x00\s]+[^\s\x00]+)*?[\x00\s]+(?:-u|--(?:proxy-)?user)[\x00\s=]*[^\s\x00:]+:([^\s\x00]+)",
     r"(?:^|[\x00\s/])(?:mysql\w*(?:[\x00\s]+[^\s\x00]+)*?[\x00\s]+-p|(?:redis-cli|docker|podman)(?:[\x00\s]+[^\s\x00]+)*?[\x00\s]+(?:-a|login(?:[\x00\s]+[^\s\x00]+)*?[\x00\s]+-p)[\x00\s]+)([^\s\x00]+)",
 ];
 
-/// Names of what is nobody's business, as part of an option's, a variable's or a header's name.
-const NAME: &str = r"(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization|cookie)";
+/// user:password@host of an address, and a long name that is no user's.
+const IN_ADDRESSES: [&str; 2] =
+    [r"[a-z][a-z0-9+.-]*://[^\s/\x00:@]*:([^\s\x00/]+)@", r"[a-z][a-z0-9+.-]*://([^\s/\x00:@]{16,})@"];
+
+/// Names of what is nobody's business, as part of an option's, a variable's or a header's name. Short words are whole ones: there are
+/// `--bypass`, `PWD` and `--author`.
+const NAME: &str = r"(?:passw(?:or)?d|passphrase|(?:\b|_)pass(?:in|out)?\b|_pwd\b|;\s*pwd\b|secret|token|(?:access|account|api|encryption|license|master|private|shared|signing)[_-]?key|credential|authorization|_auth\b|cookie)";
 
 static BUILT_IN_COMPILED: LazyLock<Vec<Regex>> = LazyLock::new(|| {
-    BUILT_IN.iter().filter_map(|pattern| compile(&pattern.replace("NAME", NAME)).ok()).collect()
+    let patterns = BUILT_IN.iter().filter_map(|pattern| compile(&pattern.replace("NAME", NAME)).ok());
+    patterns.chain(IN_ADDRESSES_COMPILED.iter().cloned()).collect()
 });
+
+static IN_ADDRESSES_COMPILED: LazyLock<Vec<Regex>> =
+    LazyLock::new(|| IN_ADDRESSES.iter().filter_map(|pattern| compile(pattern).ok()).collect());
+
+/// A text without passwords in addresses: CI systems have them in variables that name a repository or a page.
+pub fn without_passwords(text: &str) -> String {
+    if !text.contains("://") {
+        return text.to_owned();
+    }
+    let masked = masked(text.as_bytes(), IN_ADDRESSES_COMPILED.iter());
+    String::from_utf8_lossy(&masked).into_owned()
+}
+
+/// What is left of a line that was cut off: the last word may be the beginning of a secret that no pattern knows by half.
+pub fn whole_words(line: &[u8]) -> &[u8] {
+    let end = line.iter().rposition(|byte| *byte == 0 || byte.is_ascii_whitespace());
+    line.get(..end.unwrap_or(0)).unwrap_or_default()
+}
 
 /// The patterns that are looked for.
 #[derive(Clone)]
@@ -72,24 +93,28 @@ impl Mask {
     /// A command line (arguments ended by NUL, as `/proc/PID/cmdline` has it; proc_pid_cmdline(5)) with its secrets masked. As
     /// many arguments come out as went in.
     pub fn apply(&self, line: &[u8]) -> Vec<u8> {
-        let mut secret = vec![false; line.len()];
         let built_in = self.built_in.then(|| BUILT_IN_COMPILED.iter()).into_iter().flatten();
-        for pattern in built_in.chain(&self.own) {
-            find(pattern, line, &mut secret);
-        }
-        let mut masked = Vec::with_capacity(line.len());
-        let mut within = false;
-        for (byte, secret) in line.iter().zip(secret) {
-            let hidden = secret && *byte != 0;
-            match (hidden, within) {
-                (true, false) => masked.extend_from_slice(MASKED),
-                (true, true) => {}
-                (false, _) => masked.push(*byte),
-            }
-            within = hidden;
-        }
-        masked
+        masked(line, built_in.chain(&self.own))
     }
+}
+
+fn masked<'a>(line: &[u8], patterns: impl Iterator<Item = &'a Regex>) -> Vec<u8> {
+    let mut secret = vec![false; line.len()];
+    for pattern in patterns {
+        find(pattern, line, &mut secret);
+    }
+    let mut masked = Vec::with_capacity(line.len());
+    let mut within = false;
+    for (byte, secret) in line.iter().zip(secret) {
+        let hidden = secret && *byte != 0;
+        match (hidden, within) {
+            (true, false) => masked.extend_from_slice(MASKED),
+            (true, true) => {}
+            (false, _) => masked.push(*byte),
+        }
+        within = hidden;
+    }
+    masked
 }
 
 /// Marks what a pattern finds, and goes on behind it. Only where a whole argument was hidden it is searched too: it may be the name of
@@ -138,12 +163,12 @@ mod tests {
 
     #[test]
     fn every_built_in_pattern_is_one() {
-        assert_eq!(BUILT_IN_COMPILED.len(), BUILT_IN.len());
+        assert_eq!(BUILT_IN_COMPILED.len(), BUILT_IN.len() + IN_ADDRESSES.len());
     }
 
     #[test]
     fn secrets_are_masked() {
-        let cases: [(&[&str], &str); 26] = [
+        let cases: [(&[&str], &str); 37] = [
             (&["app", "--password=a b c"], "app --password=***"),
             (&["app", "--password", "a b", "-v"], "app --password *** -v"),
             (&["app", "--token", "--password", "x"], "app --token --password ***"),
@@ -173,6 +198,17 @@ mod tests {
             (&["/usr/bin/curl", "-s", "-u", "me:pw", "h"], "/usr/bin/curl -s -u me:*** h"),
             (&["mysql", "-u", "root", "-ppw", "db"], "mysql -u root -p*** db"),
             (&["docker", "login", "-u", "me", "-p", "pw"], "docker login -u me -p ***"),
+            (&["env", "MYSQL_PWD=x", "mysql"], "env MYSQL_PWD=*** mysql"),
+            (&["env", "REDISCLI_AUTH=x", "redis-cli"], "env REDISCLI_AUTH=*** redis-cli"),
+            (&["env", "DB_PASS=x", "app"], "env DB_PASS=*** app"),
+            (&["app", "--pass", "x"], "app --pass ***"),
+            (&["app", "--db-pass=x"], "app --db-pass=***"),
+            (&["openssl", "rsa", "-passin", "pass:x"], "openssl rsa -passin ***"),
+            (&["sh", "-c", "app --pass x -v"], "sh -c app --pass *** -v"),
+            (&["app", "Server=h;Pwd=x;Database=d"], "app Server=h;Pwd=***"),
+            (&["app", "AccountName=a;AccountKey=x=="], "app AccountName=a;AccountKey=***"),
+            (&["curl", "--proxy-user", "me:pw", "h"], "curl --proxy-user me:*** h"),
+            (&["psql", "postgres://me:p@w@h/d"], "psql postgres://me:***@h/d"),
         ];
         for (arguments, expected) in cases {
             assert_eq!(masked(arguments), expected);
@@ -189,7 +225,11 @@ mod tests {
 
     #[test]
     fn what_is_no_secret_stays() {
-        let cases: [&[&str]; 9] = [
+        let cases: [&[&str]; 13] = [
+            &["app", "--bypass", "x", "--compass=north"],
+            &["sh", "-c", "cd /x && PWD=/y OLDPWD=/z app --author me"],
+            &["docker", "run", "-v", "$PWD:/work", "image"],
+            &["ctest", "--stop-on-failure", "--timeout", "10"],
             &["./provider.test", "-test.run=TestProvider", "-test.v"],
             &["python3", "-m", "http.server", "8081"],
             &["java", "-cp", "a.jar:b.jar", "org.gradle.launcher.daemon.bootstrap.GradleDaemon"],
@@ -202,6 +242,32 @@ mod tests {
         ];
         for arguments in cases {
             assert_eq!(masked(arguments), arguments.join(" "));
+        }
+    }
+
+    #[test]
+    fn addresses_in_variables_have_no_passwords() {
+        for (text, shown) in [
+            ("https://me:pw@h/o/r.git", "https://me:***@h/o/r.git"),
+            ("https://0123456789abcdef0123@h/o/r", "https://***@h/o/r"),
+            ("https://me:p@w@h/é", "https://me:***@h/é"),
+            ("ssh://git@github.com/o/r", "ssh://git@github.com/o/r"),
+            ("git@github.com:o/r.git", "git@github.com:o/r.git"),
+            ("token=x", "token=x"),
+        ] {
+            assert_eq!(without_passwords(text), shown);
+        }
+    }
+
+    #[test]
+    fn of_a_line_that_was_cut_off_whole_words_are_left() {
+        for (line, left) in [
+            (&b"git\0clone\0https://me:secre"[..], &b"git\0clone"[..]),
+            (b"sh\0-c\0app eyJhbGciOiJI.eyJzd", b"sh\0-c\0app"),
+            (b"onlyoneword", b""),
+            (b"", b""),
+        ] {
+            assert_eq!(whole_words(line), left);
         }
     }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::mask::without_passwords;
+
 /// Identity of a process: a pid is reused, a pid with its start time is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId {
@@ -33,7 +35,8 @@ impl Variables {
     }
 
     /// Picks the wanted variables out of an environment block (`NAME=value`, each ended by NUL; proc_pid_environ(5)).
-    /// The first of two equal names counts, as getenv(3) has it. Bytes that are not UTF-8 are replaced visibly.
+    /// The first of two equal names counts, as getenv(3) has it. Bytes that are not UTF-8 are replaced visibly, passwords in addresses by
+    /// stars.
     pub fn from_block(block: &[u8], wanted: impl Fn(&[u8]) -> bool) -> Self {
         let mut found = BTreeMap::new();
         for entry in block.split(|byte| *byte == 0) {
@@ -41,7 +44,7 @@ impl Variables {
             let (Some(name), Some(value)) = (parts.next(), parts.next()) else { continue };
             if wanted(name) {
                 found.entry(String::from_utf8_lossy(name).into_owned()).or_insert_with(|| {
-                    String::from_utf8_lossy(value.get(..VALUE_BYTES).unwrap_or(value)).into_owned()
+                    without_passwords(&String::from_utf8_lossy(value.get(..VALUE_BYTES).unwrap_or(value)))
                 });
             }
         }

@@ -69,8 +69,10 @@ pub struct Exec {
     pub netns: u64,
     /// Path of the program as it was called (or of its interpreter); relative where the caller's was.
     pub program: String,
-    /// Its arguments, as the kernel keeps them: each ended by NUL. Cut after 2 KiB.
+    /// Its arguments, as the kernel keeps them: each ended by NUL.
     pub arguments: Vec<u8>,
+    /// Whether these are all there are: 2 KiB are told.
+    pub whole_arguments: bool,
     /// Its environment, the same way.
     pub environment: Vec<u8>,
     /// Whether the environment is all there is: else the rest has to be read elsewhere.
@@ -169,7 +171,7 @@ fn event(bytes: &[u8]) -> Option<Event> {
 fn exec(event: &Fields<'_>, bytes: &[u8]) -> Option<Event> {
     let (arguments, environment) = (event.u32(104)? as usize, event.u32(108)? as usize);
     let data = bytes.get(EXEC_HEAD_BYTES..)?;
-    let all = event.u32(116)? as usize;
+    let (all_arguments, all_environment) = (event.u32(112)? as usize, event.u32(116)? as usize);
     Some(Event::Exec(Box::new(Exec {
         pid: event.u32(16)?,
         by: event.actor()?,
@@ -177,8 +179,9 @@ fn exec(event: &Fields<'_>, bytes: &[u8]) -> Option<Event> {
         netns: event.u32(28)?.into(),
         program: text(bytes.get(PROGRAM_AT..PROGRAM_AT + PROGRAM_BYTES)?),
         arguments: data.get(..arguments)?.to_vec(),
+        whole_arguments: arguments == all_arguments,
         environment: data.get(arguments..arguments.checked_add(environment)?)?.to_vec(),
-        whole_environment: environment == all,
+        whole_environment: environment == all_environment,
     })))
 }
 
