@@ -19,7 +19,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use common::{
-    NamedNetns, Tree, alone, claims, eventually, holder, holders, ip, json, open_directory, program, run,
+    Daemon, NamedNetns, Tree, alone, claims, eventually, holder, holders, ip, json, open_directory, program,
+    run,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::Value;
@@ -102,6 +103,8 @@ fn a_connections_own_port_and_its_time_wait_are_claims() {
     assert_eq!(claim["kind"], "connection");
     assert_eq!(claim["peer"]["port"], listener.local_addr().unwrap().port());
     assert!(holders(claim).contains(&std::process::id()), "{claim:#}");
+    let (_, text, _) = run(alone().args(["who-holds", &port.to_string()]));
+    assert!(text.contains("which lies in net.ipv4.ip_local_port_range ("), "{text}");
     let (mut server, _) = listener.accept().unwrap();
     // Who closes first has the TIME_WAIT.
     client.shutdown(std::net::Shutdown::Write).unwrap();
@@ -230,14 +233,53 @@ fn every_kind_of_namespace_is_looked_into() {
     assert_eq!(holders(&claim), [by_descriptor.it().pid]);
 }
 
+/// Makes a listener in a namespace that none of its threads stays in, says its port, and puts its only descriptor on its way to itself.
+const IN_FLIGHT: &str = r"
+import ctypes, os, socket, sys
+enter = lambda fd: ctypes.CDLL(None).setns(fd, 0x40000000)
+own, other = os.open('/proc/self/ns/net', 0), os.open(sys.argv[1], 0)
+assert enter(other) == 0
+listener = socket.socket()
+listener.bind(('0.0.0.0', 0))
+listener.listen()
+assert enter(own) == 0
+os.close(other)
+here, there = socket.socketpair(socket.AF_UNIX)
+socket.send_fds(here, [b'x'], [listener.fileno()])
+port = listener.getsockname()[1]
+listener.close()
+print(port, flush=True)
+sys.stdin.read()
+";
+
 #[test]
 #[ignore = "needs root"]
-fn a_namespace_kept_by_its_mount_alone_is_looked_into() {
-    let netns = NamedNetns::new("empty");
-    let (code, document) = json(alone().args(["who-holds", "8081", "--netns", &netns.0]));
-    assert_eq!((code, &document["looked"]["netns"]), (1, &1.into()), "{document:#}");
+fn a_listener_in_flight_in_a_namespace_that_its_mount_alone_keeps_is_nobodys_and_said_so() {
+    let netns = NamedNetns::new("flight");
+    let mut sender = Command::new("python3");
+    sender.args(["-c", IN_FLIGHT, &format!("/run/netns/{}", netns.0)]);
+    let mut sender = sender.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut port = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(sender.stdout.take().unwrap()), &mut port)
+        .unwrap();
+    let port = port.trim();
+    let (code, document) = json(alone().args(["who-holds", port, "--netns", &netns.0]));
+    let claim = &document["claims"][0];
+    assert_eq!((code, &claim["kind"], &claim["owner"]["type"]), (0, &"listener".into(), &"unknown".into()));
+    assert_eq!((holders(claim), &claim["netns"]["name"]), (vec![], &netns.0.as_str().into()), "{claim:#}");
+    let mount = format!("mount /run/netns/{}", netns.0);
+    assert_eq!(claim["netns"]["kept_by"], mount.as_str(), "{claim:#}");
+    // The agent looks into every process, pid 1 among them, which not every root may.
+    let daemon = Daemon::start("");
+    let (_, text, _) = run(&mut daemon.ask(&["who-holds", port, "--netns", &netns.0]));
+    assert!(text.contains("none: no process has it open") && text.contains("SCM_RIGHTS"), "{text}");
+    assert!(!text.contains("as root"), "there is no more to see: {text}");
+    // Nobody has it in any other namespace.
     let inode = netns.inode().to_string();
-    assert_eq!(run(alone().args(["who-holds", "8081", "--netns", &inode])).0, 1);
+    assert_eq!(run(alone().args(["who-holds", port, "--netns", &inode])).0, 0);
+    assert_eq!(run(alone().args(["who-holds", port, "--netns", "host"])).0, 1);
+    drop(sender.stdin.take());
+    sender.wait().unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::ports::Entry;
 use super::{Engine, Question, Topic};
-use crate::judge::advice::advice as sentences;
+use crate::judge::advice::{Sight, advice as sentences};
 use crate::judge::ending;
 use crate::judge::leak::{Judgement, Watching, span};
 use crate::judge::owner::{self, Known};
@@ -106,7 +106,8 @@ impl Engine {
             findings.namespaces.first().and_then(|netns| Some((netns.key, netns.surroundings.as_ref()?)));
         let mut advice = Vec::new();
         if let Some(target) = question.target() {
-            advice = sentences(&claims);
+            let whole = findings.read_everywhere && incomplete.is_empty();
+            advice = sentences(&claims, Sight { whole, here: here.map(|(key, here)| (key.inode, here)) });
             if claims.is_empty() {
                 advice.extend(here.into_iter().flat_map(|(_, here)| setting::when_free(target, here)));
                 advice.extend(self.lost_lately(target, findings.taken_at));

@@ -6,11 +6,21 @@ use super::owner::SHORT_ID_CHARS;
 use crate::model::claim::{Claim, Nat, Owner, OwnerType, Verdict};
 use crate::model::job::Job;
 use crate::model::socket::ClaimKind;
+use crate::model::surroundings::Surroundings;
+
+/// What matters besides the claims.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sight<'a> {
+    /// Whether all processes were looked into, so that who was not found is not there.
+    pub whole: bool,
+    /// What is known of one network namespace, by its inode.
+    pub here: Option<(u64, &'a Surroundings)>,
+}
 
 /// Sentences for these claims, without repeating any.
-pub fn advice(claims: &[Claim]) -> Vec<String> {
+pub fn advice(claims: &[Claim], sight: Sight<'_>) -> Vec<String> {
     let mut sentences: Vec<String> = Vec::new();
-    for sentence in claims.iter().filter_map(for_claim) {
+    for sentence in claims.iter().filter_map(|claim| for_claim(claim, sight)) {
         if !sentences.contains(&sentence) {
             sentences.push(sentence);
         }
@@ -18,16 +28,18 @@ pub fn advice(claims: &[Claim]) -> Vec<String> {
     sentences
 }
 
-fn for_claim(claim: &Claim) -> Option<String> {
+fn for_claim(claim: &Claim, sight: Sight<'_>) -> Option<String> {
     match claim.kind {
         ClaimKind::TimeWait => Some(format!(
             "Port {} is in TIME_WAIT, for 60s at most: set SO_REUSEADDR before bind, or wait.",
             claim.port
         )),
-        ClaimKind::Connection if claim.peer.is_some() && !claim.holders.is_empty() => for_connection(claim),
+        ClaimKind::Connection if claim.peer.is_some() && !claim.holders.is_empty() => {
+            for_connection(claim, sight)
+        }
         ClaimKind::NatRule => claim.nat.as_ref().map(|nat| for_rule(claim, nat)),
         ClaimKind::Connection | ClaimKind::Reserved => None,
-        ClaimKind::Listener | ClaimKind::Bound => for_holder(claim),
+        ClaimKind::Listener | ClaimKind::Bound => for_holder(claim, sight),
     }
 }
 
@@ -51,20 +63,33 @@ fn for_rule(claim: &Claim, nat: &Nat) -> String {
     )
 }
 
-fn for_connection(claim: &Claim) -> Option<String> {
+fn for_connection(claim: &Claim, sight: Sight<'_>) -> Option<String> {
     let client = claim.holders.first()?.pid;
+    let here = sight.here.filter(|(inode, _)| *inode == claim.netns.inode);
+    let range = here.and_then(|(_, here)| here.ephemeral.clone()).filter(|range| range.contains(&claim.port));
+    let why = range.map_or_else(String::new, |range| {
+        let (first, last) = range.into_inner();
+        format!(
+            ", which lies in net.ipv4.ip_local_port_range ({first}-{last}): the kernel gives such ports to whoever connects"
+        )
+    });
     Some(format!(
-        "A connection of process {client} uses {0} as its own port; a bind to {0} can fail until it is closed. Keep clients off the port: sysctl net.ipv4.ip_local_reserved_ports={0}.",
+        "A connection of process {client} uses {0} as its own port{why}; a bind to {0} can fail until it is closed. Keep clients off the port: sysctl net.ipv4.ip_local_reserved_ports={0}.",
         claim.port
     ))
 }
 
-fn for_holder(claim: &Claim) -> Option<String> {
+fn for_holder(claim: &Claim, sight: Sight<'_>) -> Option<String> {
     let Some(holder) = claim.holders.first() else {
-        return Some(
+        return Some(if sight.whole {
+            format!(
+                "No process has it open, so there is none to end: its descriptor is on its way between two (SCM_RIGHTS, unix(7)) and is let go when both ends are closed, or the kernel itself uses it.{}",
+                made_in(claim)
+            )
+        } else {
             "No process was found that has it open: as root, and with the daemon, sniffer sees more."
-                .to_owned(),
-        );
+                .to_owned()
+        });
     };
     let end = how_to_end(claim).unwrap_or_else(|| format!("kill {}", holder.pid));
     Some(match (claim.verdict, &claim.job) {
@@ -92,6 +117,13 @@ fn for_holder(claim: &Claim) -> Option<String> {
             holder.pid
         ),
     })
+}
+
+/// Who made a socket may be found by the control group that it was made in, which is told after its end too.
+fn made_in(claim: &Claim) -> String {
+    let cgroup = claim.socket.as_ref().and_then(|socket| socket.cgroup.as_deref());
+    let told = cgroup.filter(|cgroup| *cgroup != "/");
+    told.map_or_else(String::new, |cgroup| format!(" It was made in control group {cgroup}."))
 }
 
 fn words(job: &Job) -> String {
@@ -134,6 +166,31 @@ fn is_plain(unit: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::claim::Peer;
+    use crate::model::claim::fixtures::claim;
+
+    #[test]
+    fn nobody_has_it_is_said_only_where_all_were_looked_into() {
+        let orphan = Claim { holders: Vec::new(), ..claim() };
+        let said = |whole| advice(std::slice::from_ref(&orphan), Sight { whole, here: None }).join("");
+        assert!(said(true).contains("SCM_RIGHTS") && !said(true).contains("as root"), "{}", said(true));
+        assert!(said(false).contains("as root") && !said(false).contains("SCM_RIGHTS"), "{}", said(false));
+    }
+
+    #[test]
+    fn of_a_clients_port_it_is_said_where_the_kernel_took_it_from() {
+        let peer = Some(Peer { address: std::net::Ipv4Addr::LOCALHOST.into(), port: 9 });
+        let client = Claim { kind: ClaimKind::Connection, peer, ..claim() };
+        let here = |range| Surroundings { ephemeral: Some(range), ..Surroundings::default() };
+        let said = |inode, range| {
+            let (claims, here) = (std::slice::from_ref(&client), here(range));
+            advice(claims, Sight { whole: true, here: Some((inode, &here)) }).join("")
+        };
+        let own = client.netns.inode;
+        assert!(said(own, 8000..=9000).contains("ip_local_port_range (8000-9000)"));
+        assert!(!said(own, 32768..=60999).contains("ip_local_port_range"));
+        assert!(!said(own + 1, 8000..=9000).contains("ip_local_port_range"), "another namespace has its own");
+    }
 
     #[test]
     fn a_unit_with_an_odd_name_enters_no_command() {

@@ -24,7 +24,8 @@ pub fn can_bind(answer: &CanBind, asked: &str, zone: &TimeZone) -> String {
     if let Some(more) = answer.binds.len().checked_sub(BINDS_TOLD).filter(|more| *more > 0) {
         let _ = writeln!(text, "  and {more} more (--json lists them all)");
     }
-    let told = Told { now: answer.as_of, source: answer.source, zone };
+    let whole = answer.incomplete.is_empty();
+    let told = Told { now: answer.as_of, source: answer.source, zone, whole };
     for claim in &answer.blockers {
         tell(&mut text, claim, &told);
     }

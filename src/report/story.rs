@@ -22,12 +22,15 @@ pub(super) struct Told<'a> {
     pub(super) now: Timestamp,
     pub(super) source: AnswerSource,
     pub(super) zone: &'a TimeZone,
+    /// Whether everything could be seen.
+    pub(super) whole: bool,
 }
 
 /// The story of an answer, times in this zone. `asked` is the target as the user wrote it.
 pub fn story(answer: &Answer, asked: &str, zone: &TimeZone) -> String {
     let mut text = String::new();
-    let how = Told { now: answer.as_of, source: answer.source, zone };
+    let whole = answer.incomplete.is_empty();
+    let how = Told { now: answer.as_of, source: answer.source, zone, whole };
     let (reserved, held): (Vec<&Claim>, Vec<&Claim>) =
         answer.claims.iter().partition(|claim| claim.kind == ClaimKind::Reserved);
     if held.is_empty() {
@@ -193,7 +196,7 @@ pub(super) fn tell(text: &mut String, claim: &Claim, how: &Told<'_>) {
         tell_holder(text, holder, how);
     }
     if claim.holders.is_empty() {
-        fact(text, "process", &nobody_has_it(claim));
+        fact(text, "process", &nobody_has_it(claim, how.whole));
     }
     tell_owner(text, &claim.owner);
     tell_job(text, claim, how);
@@ -275,13 +278,17 @@ fn tell_job(text: &mut String, claim: &Claim, how: &Told<'_>) {
     }
 }
 
-fn nobody_has_it(claim: &Claim) -> String {
+fn nobody_has_it(claim: &Claim, whole: bool) -> String {
     match (claim.kind, claim.expires_ms) {
         (ClaimKind::TimeWait, Some(left)) => format!("none; the kernel lets go in {}s", left.div_ceil(1000)),
         (ClaimKind::Connection, _) if claim.owner.kind == OwnerType::Kernel => {
             "none; the kernel keeps it: not accepted yet, or closed and being finished".to_owned()
         }
         _ => match &claim.socket {
+            Some(socket) if whole => format!(
+                "none: no process has it open; in flight between two, or the kernel's own; made by uid {}",
+                socket.uid
+            ),
             Some(socket) => format!("none found; the socket was made by uid {}", socket.uid),
             None => "none".to_owned(),
         },
@@ -338,7 +345,7 @@ pub(crate) mod fixtures {
             query: Query::default(),
             incomplete: Vec::new(),
             looked: Looked { netns: 3, processes: 214, nat: true },
-            advice: crate::judge::advice::advice(&claims),
+            advice: crate::judge::advice::advice(&claims, crate::judge::advice::Sight::default()),
             claims,
             surroundings: None,
         }
