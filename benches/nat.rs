@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use nix::sched::{CloneFlags, setns};
 use sniffer::judge::nat;
-use sniffer::kernel::nat::{Makers, NatTables};
+use sniffer::kernel::nat::{Makers, NatTables, Room, Whose};
 use sniffer::kernel::surroundings;
 
 use common::Failure;
@@ -144,11 +144,15 @@ fn read(netns: &Netns, rounds: usize) -> Result<(Vec<f64>, Vec<f64>, usize), Fai
         for _ in 0..rounds {
             let tables = NatTables::default();
             let begun = Instant::now();
-            let found = tables.read(Makers::probe()).map_err(|error| error.to_string())?;
+            let found = tables
+                .read(Makers::probe(), &Room::default(), Whose::Own)
+                .map_err(|error| error.to_string())?;
             count = nat::claims(&found, Some(&addresses)).claims.len();
             changed.push(begun.elapsed().as_secs_f64() * 1000.0);
             let begun = Instant::now();
-            let again = tables.read(Makers::probe()).map_err(|error| error.to_string())?;
+            let again = tables
+                .read(Makers::probe(), &Room::default(), Whose::Own)
+                .map_err(|error| error.to_string())?;
             same.push(begun.elapsed().as_secs_f64() * 1000.0);
             if !std::sync::Arc::ptr_eq(&found, &again) {
                 return Err("rules that did not change were read again".to_owned());

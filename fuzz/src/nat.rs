@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use sniffer::judge::nat::claims;
-use sniffer::kernel::nat::{Dumped, FOUR, SIX, decode_chains, decode_ipvs, decode_table};
+use sniffer::kernel::nat::{Budget, Dumped, FOUR, SIX, decode_chains, decode_ipvs, decode_table};
 use sniffer::model::nat::{Table, Then};
 
 /// Messages of nftables: a byte for the family, and then each with a byte for its kind and two for its length.
@@ -24,7 +24,8 @@ pub fn nftables(bytes: &[u8]) {
     for (mut key, chains) in decode_chains(&chains).unwrap_or_default() {
         key.0 = *family;
         let mut moving = false;
-        let table = decode_table(&key, chains, &dumped, &mut |_| Ok(elements.clone()), &mut moving);
+        let mut give = |_: &str| Ok(elements.clone());
+        let table = decode_table(&key, chains, &dumped, &mut give, &mut Budget::new(10_000), &mut moving);
         if let Ok(table) = table {
             follow(&table);
         }

@@ -38,7 +38,12 @@ impl Engine {
             .filter(looked_at)
             .map(|netns| Gap::Nat(netns.inode, "not all of them could be followed".to_owned()))
             .collect();
-        let known = self.known_gaps().chain(&findings.gaps);
+        // What is not seen of other namespaces matters to whoever asks about all.
+        let elsewhere = |gap: &&Gap| {
+            gap.netns().is_some_and(|inode| findings.namespaces.iter().all(|found| found.key.inode != inode))
+        };
+        let known =
+            self.known_gaps().filter(|gap| findings.all_netns || !elsewhere(gap)).chain(&findings.gaps);
         let all: BTreeSet<&Gap> = known.chain(&environments).chain(&rules).collect();
         let matters = |gap: &&&Gap| orphaned || ***gap != Gap::DescriptorsOfInit;
         all.iter().filter(matters).map(ToString::to_string).collect()

@@ -4,6 +4,7 @@
 //! narrowed on the way down, what was decided for all of it is left out after, and what remains at a rule that sends is a claim.
 //! Where something is not understood the claim is still made: a port that may be taken is not called free.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -15,8 +16,13 @@ use crate::model::socket::Protocol;
 
 /// As deep as the kernel lets chains go (`NFT_JUMP_STACK_SIZE` of net/netfilter/nf_tables.h).
 const DEEPEST: usize = 16;
-/// More steps than any real set of rules takes: jumps fan out.
-const STEPS: usize = 2_000_000;
+/// More work than any real rules of a namespace take, in looks at traffic that is decided about: jumps fan out, and whoever has a
+/// namespace of his own writes rules into it as he likes. A fraction of a second.
+const WORK: usize = 2_000_000;
+/// So many ranges in a rule's sets are as much work as a step.
+const RANGES_A_STEP: usize = 8;
+/// More claims of a namespace are not told one by one: there are 65,535 ports.
+const CLAIMS: usize = 100_000;
 /// Half of all addresses: what takes so many is shown as taking all, but those that it leaves out.
 const WIDE_FOUR: u128 = 1 << 31;
 const WIDE_SIX: u128 = 1 << 127;
@@ -33,17 +39,16 @@ pub struct Claims {
 /// The claims of all tables. `local`: addresses of the namespace, where they are known; what is sent to others is no claim here.
 pub fn claims(tables: &[Table], local: Option<&[IpAddr]>) -> Claims {
     let local = Local::new(local);
-    let mut found: Vec<Found> = Vec::new();
-    let mut cut_short = false;
+    let mut merged = Merged::default();
+    let mut left = WORK;
     for table in tables {
         let mut walk = Walk {
             chains: table.chains.iter().map(|chain| (chain.name.as_str(), chain)).collect(),
             local: &local,
             decided: Decided::default(),
-            left: STEPS,
+            left,
             depth: 0,
-            cut_short: false,
-            found: Vec::new(),
+            merged: &mut merged,
             backend: table.backend.as_str(),
             table: &table.name,
         };
@@ -52,10 +57,9 @@ pub fn claims(tables: &[Table], local: Option<&[IpAddr]>) -> Claims {
             walk.depth = 0;
             walk.chain(chain, &Traffic::all(), &Path { hook, narrowing: None });
         }
-        cut_short |= walk.cut_short;
-        found.extend(walk.found);
+        left = walk.left;
     }
-    Claims { claims: merge(found, &local), cut_short }
+    Claims { claims: merged.claims.into_values().collect(), cut_short: merged.cut_short }
 }
 
 /// The addresses of a namespace, as numbers.
@@ -99,16 +103,17 @@ impl Decided {
         self.all.push(traffic);
     }
 
-    /// Leaves the ports that are not decided about.
-    fn take_from(&self, left: &mut Traffic) {
+    /// Leaves the ports that are not decided about. Answers how much work that was.
+    fn take_from(&self, left: &mut Traffic) -> usize {
         if !self.ports.meets(&left.ports) {
-            return;
+            return 0;
         }
         for done in &self.all {
             if done.ports.meets(&left.ports) && done.protocols.covers(&left.protocols) && covers(done, left) {
                 left.ports = left.ports.without(&done.ports);
             }
         }
+        self.all.len()
     }
 }
 
@@ -133,27 +138,27 @@ struct Walk<'a> {
     local: &'a Local,
     /// Traffic that no later rule of this hook sees.
     decided: Decided,
+    /// Work that may still be done.
     left: usize,
     depth: usize,
-    cut_short: bool,
-    found: Vec<Found>,
+    merged: &'a mut Merged,
 }
 
 /// Traffic that a rule sends elsewhere.
-struct Found {
+struct Found<'a> {
     traffic: Traffic,
     hook: Hook,
     backend: &'static str,
-    table: String,
-    chain: String,
-    comment: Option<String>,
+    table: &'a str,
+    chain: &'a str,
+    comment: Option<&'a str>,
     to: Destination,
 }
 
 impl<'a> Walk<'a> {
     fn chain(&mut self, chain: &'a Chain, traffic: &Traffic, path: &Path<'a>) {
         if self.depth == DEEPEST {
-            self.cut_short = true;
+            self.merged.cut_short = true;
             return;
         }
         self.depth += 1;
@@ -162,10 +167,10 @@ impl<'a> Walk<'a> {
         'rules: for rule in &chain.rules {
             for branch in &rule.traffic {
                 if self.left == 0 {
-                    self.cut_short = true;
+                    self.merged.cut_short = true;
                     break 'rules;
                 }
-                self.left -= 1;
+                self.spend(1 + (branch.size() + traffic.size()) / RANGES_A_STEP);
                 if !branch.ports.meets(&traffic.ports) {
                     continue;
                 }
@@ -178,7 +183,12 @@ impl<'a> Walk<'a> {
                     .is_none_or(|before| by_port && !(before.by_port && before.comment.is_some()))
                 {
                     let comment = rule.comment.as_deref();
-                    path.narrowing = Some(Narrowing { chain: &chain.name, comment, by_port });
+                    // Where nothing is written at it, the chain that it leads to may say what it is for: a map has one for each port.
+                    let chain = match &rule.then {
+                        Then::Jump(to) | Then::Goto(to) if by_port && comment.is_none() => to,
+                        _ => &chain.name,
+                    };
+                    path.narrowing = Some(Narrowing { chain, comment, by_port });
                 }
                 let whole = self.follow(&rule.then, &seen, &path, rule.comment.as_deref(), &chain.name);
                 match (&rule.then, whole && seen.share == Share::All) {
@@ -192,14 +202,18 @@ impl<'a> Walk<'a> {
     }
 
     /// What a rule sees of traffic that is to be sent to this host.
-    fn seen(&self, traffic: &Traffic, returned: &Decided) -> Option<Traffic> {
+    fn seen(&mut self, traffic: &Traffic, returned: &Decided) -> Option<Traffic> {
         if !traffic.four.meets(&self.local.four) && !traffic.six.meets(&self.local.six) {
             return None;
         }
         let mut left = traffic.clone();
-        self.decided.take_from(&mut left);
-        returned.take_from(&mut left);
+        let work = self.decided.take_from(&mut left) + returned.take_from(&mut left);
+        self.spend(work);
         (!left.is_none()).then_some(left)
+    }
+
+    fn spend(&mut self, work: usize) {
+        self.left = self.left.saturating_sub(work);
     }
 
     /// Goes where a rule leads. Answers whether the chain is done with that traffic.
@@ -216,22 +230,24 @@ impl<'a> Walk<'a> {
                 match self.chains.get(name.as_str()).copied() {
                     Some(next) => self.chain(next, seen, path),
                     // Read while it was changed, or a damaged table.
-                    None => self.cut_short = true,
+                    None => self.merged.cut_short = true,
                 }
                 matches!(then, Then::Goto(_))
             }
             Then::Return | Then::End => true,
             Then::Send(to) => {
                 let named = path.narrowing.and_then(|narrowing| narrowing.comment).or(comment);
-                self.found.push(Found {
+                let found = Found {
                     traffic: seen.clone(),
                     hook: path.hook,
                     backend: self.backend,
-                    table: self.table.to_owned(),
-                    chain: path.narrowing.map_or(chain, |narrowing| narrowing.chain).to_owned(),
-                    comment: named.map(str::to_owned),
+                    table: self.table,
+                    chain: path.narrowing.map_or(chain, |narrowing| narrowing.chain),
+                    comment: named,
                     to: *to,
-                });
+                };
+                let work = self.merged.add(found, self.local);
+                self.spend(work);
                 true
             }
         }
@@ -261,45 +277,71 @@ fn is_wide(set: &RangeSet, wide: u128) -> bool {
     set.ranges().fold(0u128, |size, range| size.saturating_add(range.end() - range.start())) >= wide
 }
 
-fn merge(found: Vec<Found>, local: &Local) -> Vec<NatClaim> {
-    let mut claims: BTreeMap<Key, NatClaim> = BTreeMap::new();
-    for mut found in found {
+/// Claims, each once.
+#[derive(Default)]
+struct Merged {
+    claims: BTreeMap<Key, NatClaim>,
+    cut_short: bool,
+}
+
+impl Merged {
+    /// Adds what a rule takes. Answers how much work that was.
+    fn add(&mut self, mut found: Found<'_>, local: &Local) -> usize {
         if !local.is_within(&found.traffic) {
             found.traffic.share = Share::Some;
         }
         let takes = |protocol: &Protocol| found.traffic.protocols.contains(protocol.number().into());
         let protocols: Vec<Protocol> = Protocol::ALL.into_iter().filter(takes).collect();
+        // Each range of addresses is held against each of this host's.
+        let own = local.addresses.as_ref().map_or(1, Vec::len);
+        let mut work = found.traffic.size() * own / RANGES_A_STEP;
         for place in places_of(&found.traffic, local) {
             for ports in found.traffic.ports.ranges().filter_map(|range| ports(&range)) {
                 for protocol in &protocols {
-                    let key = (
-                        *ports.start(),
-                        *ports.end(),
-                        *protocol,
-                        place,
-                        found.backend,
-                        found.comment.clone(),
-                    );
-                    claims
-                        .entry(key)
-                        .and_modify(|claim| found.join(&mut claim.nat))
-                        .or_insert_with(|| found.claim(*protocol, place, ports.clone()));
+                    work += 1 + self.add_one(&found, *protocol, place, ports.clone()) / RANGES_A_STEP;
                 }
             }
         }
+        work
     }
-    claims.into_values().collect()
+
+    /// Answers how many other servers it was compared with.
+    fn add_one(
+        &mut self,
+        found: &Found<'_>,
+        protocol: Protocol,
+        place: Place,
+        ports: RangeInclusive<u16>,
+    ) -> usize {
+        let comment = found.comment.map(str::to_owned);
+        let key = (*ports.start(), *ports.end(), protocol, place, found.backend, comment);
+        let full = self.claims.len() >= CLAIMS;
+        match self.claims.entry(key) {
+            Entry::Occupied(mut claim) => {
+                found.join(&mut claim.get_mut().nat);
+                claim.get().nat.others.len()
+            }
+            Entry::Vacant(_) if full => {
+                self.cut_short = true;
+                0
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(found.claim(protocol, place, ports));
+                0
+            }
+        }
+    }
 }
 
-impl Found {
+impl Found<'_> {
     fn claim(&self, protocol: Protocol, (address, v6only): Place, ports: RangeInclusive<u16>) -> NatClaim {
         let nat = Nat {
             backend: self.backend.to_owned(),
-            table: self.table.clone(),
-            chain: self.chain.clone(),
+            table: self.table.to_owned(),
+            chain: self.chain.to_owned(),
             to_address: self.to.address,
             to_port: self.to.port,
-            comment: self.comment.clone(),
+            comment: self.comment.map(str::to_owned),
             last_port: (ports.start() != ports.end()).then_some(*ports.end()),
             conditional: self.traffic.share == Share::Some,
             local_only: self.hook == Hook::Output,
@@ -485,6 +527,46 @@ mod tests {
             .map(|claim| (claim.ports, claim.nat.destination()))
             .collect();
         assert_eq!(found, [(1..=1, "10.0.0.1:80".to_owned()), (2..=3, "10.0.0.9:80".to_owned())]);
+    }
+
+    #[test]
+    fn whoever_writes_rules_without_end_gets_an_answer_in_time_that_says_so() {
+        let one = |port: u16, last: u8| rule(tcp(port..=port), to(last));
+        // Each rule of a chain goes through all of the next: a thousand to the power of sixteen ways.
+        let name = |n: usize| format!("c{n}");
+        let deep = (0..DEEPEST).map(|n| {
+            let rules = vec![rule(Traffic::all(), Then::Jump(name(n + 1))); 1000];
+            chain(&name(n), (n == 0).then_some(Hook::Prerouting), rules)
+        });
+        let deep = table(deep.chain([chain(&name(DEEPEST), None, vec![one(1, 1)])]).collect());
+        // Every rule is held against all before it.
+        let some = |n: u32| Traffic { four: RangeSet::one(n), six: RangeSet::none(), ..Traffic::all() };
+        let local: Vec<IpAddr> = (0..20_000).map(|n| Ipv4Addr::from(n).into()).collect();
+        let rules = (0..20_000).map(|n| rule(some(n), Then::End));
+        let broad = table(vec![chain("a", Some(Hook::Prerouting), rules.collect())]);
+        // All of 64 K ports at once, apart from each other, for each of many addresses.
+        let odd: RangeSet = (0..32_768u32).map(|n| u128::from(2 * n + 1)..=u128::from(2 * n + 1)).collect();
+        let ports = Traffic { ports: odd, ..Traffic::all() };
+        let rules = (0..100).map(|n| rule(Traffic { four: RangeSet::one(n as u32), ..ports.clone() }, to(n)));
+        let many = table(vec![chain("a", Some(Hook::Prerouting), rules.collect())]);
+        for (what, tables) in [("deep", &deep), ("broad", &broad), ("many", &many)] {
+            let Claims { claims, cut_short } = claims(tables, Some(&local));
+            assert!(cut_short && claims.len() <= CLAIMS, "{what}: {}", claims.len());
+        }
+    }
+
+    #[test]
+    fn what_is_written_nowhere_may_be_the_name_of_the_chain_that_a_map_leads_to() {
+        let tables = table(vec![
+            chain(
+                "services",
+                Some(Hook::Prerouting),
+                vec![rule(tcp(30080..=30080), Then::Goto("external-1".into()))],
+            ),
+            chain("external-1", None, vec![rule(Traffic::all(), to(1))]),
+        ]);
+        let claims = claims(&tables, Some(&HERE)).claims;
+        assert_eq!((claims.len(), claims[0].nat.chain.as_str()), (1, "external-1"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::bpf::holders::{BoundFile, OpenFiles};
 use super::descriptors::{self, Descriptor, NetnsDescriptors, Scan};
 use super::mounts::{self, NetnsMount};
-use super::nat::Makers;
+use super::nat::{Makers, Room, Whose};
 use super::netns::{self, Inhabitants, NetnsEntry};
 use super::process::{self, Glance, Reader};
 use super::sock_diag::{self, Depth, DiagQuery};
@@ -317,6 +317,7 @@ impl Look<'_> {
 
     fn visit(&mut self, entries: &[NetnsEntry]) {
         let makers = self.plan.nat.then(Makers::probe);
+        let room = Room::default();
         let (found, gaps) = netns::visit(entries, |entry| {
             let read_from = self.bound_from.unwrap_or_else(|| self.reader.clock.now());
             let mut sockets = sock_diag::dump(entry.key, &self.plan.query)?;
@@ -329,7 +330,7 @@ impl Look<'_> {
             }
             let surroundings = self.surroundings(entry);
             let addresses = surroundings.as_ref().and_then(|here| here.addresses.as_deref());
-            let nat = makers.map(|makers| self.nat(makers, addresses));
+            let nat = makers.map(|makers| self.nat(makers, &room, entry, addresses));
             Ok(Visited { sockets, read_from, read_until, nat, surroundings })
         });
         self.gaps.extend(gaps);
@@ -406,8 +407,15 @@ impl Look<'_> {
     }
 
     /// The rules of the calling thread's namespace, whose addresses may have been read already.
-    fn nat(&self, makers: Makers, addresses: Option<&[LocalAddress]>) -> io::Result<NatFound> {
-        let tables = self.reader.nat.read(makers)?;
+    fn nat(
+        &self,
+        makers: Makers,
+        room: &Room,
+        entry: &NetnsEntry,
+        addresses: Option<&[LocalAddress]>,
+    ) -> io::Result<NatFound> {
+        let tables =
+            self.reader.nat.read(makers, room, if entry.own { Whose::Own } else { Whose::Others })?;
         let read = || surroundings::addresses().ok();
         let addresses =
             (!tables.is_empty()).then(|| addresses.map(<[LocalAddress]>::to_vec).or_else(read)).flatten();

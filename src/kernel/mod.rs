@@ -111,6 +111,14 @@ impl Gap {
         !self.is_of_descriptors() && !of_this_look
     }
 
+    /// Inode of the network namespace that it is about, if it is about one.
+    pub fn netns(&self) -> Option<u64> {
+        match self {
+            Gap::EnterNetns(inode, _) | Gap::ReadNetns(inode, _) | Gap::Nat(inode, _) => Some(*inode),
+            _ => None,
+        }
+    }
+
     /// Whether it is about who has what open.
     pub fn is_of_descriptors(&self) -> bool {
         matches!(self, Gap::Descriptors(_) | Gap::DescriptorsOfInit)

@@ -57,6 +57,11 @@ impl Traffic {
         }
     }
 
+    /// Of how many ranges it is made.
+    pub fn size(&self) -> usize {
+        [&self.protocols, &self.ports, &self.four, &self.six].map(RangeSet::count).iter().sum()
+    }
+
     /// Whether no packet can be in it.
     pub fn is_none(&self) -> bool {
         self.protocols.is_none() || self.ports.is_none() || (self.four.is_none() && self.six.is_none())

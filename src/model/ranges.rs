@@ -38,6 +38,11 @@ impl RangeSet {
         self.0 == [(0, u128::MAX)]
     }
 
+    /// How many ranges it has.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The ranges, ascending.
     pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<u128>> + '_ {
         self.0.iter().map(|(first, last)| *first..=*last)

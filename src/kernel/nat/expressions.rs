@@ -77,6 +77,10 @@ const VERDICT_REGISTER: u32 = 0;
 /// More alternatives of one rule are told as "some of it": sets have any size.
 const ALTERNATIVES: usize = 20_000;
 
+/// What following the rules of one namespace may take, in looks at a way through a rule. A cluster of ten thousand services takes a
+/// hundredth of it.
+const WORK: usize = 20_000_000;
+
 /// A set or a map: its elements.
 pub(super) type Set = Rc<Vec<Element>>;
 
@@ -108,12 +112,48 @@ struct Alternative {
     comment: Option<String>,
 }
 
+/// What reading rules may take: whoever has a namespace of his own writes rules into it as he likes.
+#[derive(Debug)]
+pub struct Budget {
+    work: usize,
+    /// Ways through rules that may be kept.
+    ways: usize,
+}
+
+impl Budget {
+    /// Of a namespace of which so many ways through rules may be kept.
+    pub fn new(ways: usize) -> Self {
+        Budget { work: WORK, ways }
+    }
+
+    fn spend(&mut self, work: usize) -> io::Result<()> {
+        self.work = self.work.checked_sub(work).ok_or_else(too_many)?;
+        Ok(())
+    }
+
+    fn keep(&mut self, rules: &[Rule]) -> io::Result<()> {
+        self.ways = self.ways.checked_sub(ways(rules)).ok_or_else(too_many)?;
+        Ok(())
+    }
+}
+
+/// In how many ways packets may go through these rules: what it takes to keep them.
+pub(super) fn ways(rules: &[Rule]) -> usize {
+    rules.iter().map(|rule| rule.traffic.len().max(1)).sum()
+}
+
+pub(super) fn too_many() -> io::Error {
+    io::Error::other("there are more than can be followed")
+}
+
 /// Reads rules of one table.
 pub(super) struct Reading<'a> {
     /// What a table of this family sees of the traffic.
     pub(super) sees: Traffic,
     /// The sets of the table.
     pub(super) sets: &'a mut dyn FnMut(&str) -> io::Result<Set>,
+    /// What that may take.
+    pub(super) budget: &'a mut Budget,
 }
 
 struct State {
@@ -167,8 +207,10 @@ impl Reading<'_> {
         for expression in Attributes::parse(expressions)?.values() {
             let expression = Attributes::parse(expression)?;
             let name = expression.text(EXPRESSION_NAME).ok_or_else(cut_off)?;
+            self.budget.spend(1 + state.alternatives.len())?;
             self.follow(&mut state, &name, expression.get(EXPRESSION_DATA).unwrap_or_default())?;
         }
+        self.budget.keep(&state.rules)?;
         Ok(state.rules)
     }
 
@@ -212,17 +254,20 @@ impl Reading<'_> {
             return Ok(());
         }
         let set = (self.sets)(&name)?;
+        self.budget.spend(set.len())?;
         match (destination, fields.as_slice()) {
             // One field of a set: all elements together are one set of numbers.
             (None, [loaded]) => state.narrow(&among(loaded, &set, inverted)),
             _ if set.len() * state.alternatives.len() > ALTERNATIVES => match destination {
                 // Verdicts cannot be left out: one may lead to a rule that sends.
                 Some(VERDICT_REGISTER) => {
-                    return Err(io::Error::other("a map of verdicts is too large to be followed"));
+                    return Err(too_many());
                 }
                 _ => state.narrow(&xtables::unknown()),
             },
             _ if inverted => state.narrow(&xtables::unknown()),
+            // Whoever has several maps of verdicts in one rule has as many ways as they have elements.
+            _ if ways(&state.rules) > ALTERNATIVES => return Err(too_many()),
             _ => state.branch(&fields, &set, destination),
         }
         Ok(())
@@ -554,7 +599,8 @@ mod tests {
 
     fn read(expressions: &[u8]) -> io::Result<Vec<Rule>> {
         let mut sets = |_: &str| Ok(Set::default());
-        Reading { sees: Traffic::all(), sets: &mut sets }.rules(expressions, None)
+        let budget = &mut Budget::new(1000);
+        Reading { sees: Traffic::all(), sets: &mut sets, budget }.rules(expressions, None)
     }
 
     #[test]
@@ -615,7 +661,8 @@ mod tests {
             let set: Set = Rc::new(elements.collect());
             let mut sets = |_: &str| Ok(set.clone());
             let expressions = [destination_port(1), odd.clone(), odd, expression("redir", &[number(1, 1)])].concat();
-            let _ = Reading { sees: Traffic::all(), sets: &mut sets }.rules(&expressions, None);
+            let budget = &mut Budget::new(1000);
+            let _ = Reading { sees: Traffic::all(), sets: &mut sets, budget }.rules(&expressions, None);
         }
     }
 }

@@ -28,8 +28,8 @@ const HOOK_ENTRIES: usize = 36;
 const SIZE: usize = 80;
 /// `struct ipt_get_entries`: name, size, and the entries at the next multiple of 8.
 const ENTRIES: usize = 40;
-/// No table is larger: a kernel that says so is not believed.
-const SIZE_MAX: usize = 256 * 1024 * 1024;
+/// A larger table is not read: it has more rules than can be followed.
+const SIZE_MAX: usize = 64 * 1024 * 1024;
 /// `struct xt_entry_match` and `xt_entry_target`: size, name, revision.
 const EXTENSION_HEADER: usize = 32;
 const EXTENSION_NAME: std::ops::Range<usize> = 2..31;
@@ -147,7 +147,8 @@ impl Layout {
             if let Some((name, hook)) = starts.get(&entry.at) {
                 chains.push(Chain { name: name.clone(), hook: *hook, rules: Vec::new() });
             }
-            if let (Some(chain), Some(rule)) = (chains.last_mut(), self.rule(&entry, &starts)) {
+            let does = self.rule(&entry, &starts)?;
+            if let (Some(chain), Does::Something(rule)) = (chains.last_mut(), does) {
                 chain.rules.push(rule);
             }
         }
@@ -167,7 +168,8 @@ impl Layout {
         Some(Entry { at, next: at + length, head: bytes, matches, name, revision, target: target_bytes })
     }
 
-    fn rule(&self, entry: &Entry<'_>, starts: &BTreeMap<usize, (String, Option<Hook>)>) -> Option<Rule> {
+    /// `None` where something in the entry does not fit.
+    fn rule(&self, entry: &Entry<'_>, starts: &BTreeMap<usize, (String, Option<Hook>)>) -> Option<Does> {
         let mut traffic = self.head(entry.head)?;
         let mut comment = None;
         let mut rest = entry.matches;
@@ -187,7 +189,10 @@ impl Layout {
                 verdict => {
                     let place = usize::try_from(verdict).ok()?;
                     // A rule without a target jumps to the next one.
-                    let name = starts.get(&place).filter(|_| place != entry.next)?.0.clone();
+                    if place == entry.next {
+                        return Some(Does::Nothing);
+                    }
+                    let name = starts.get(&place)?.0.clone();
                     if entry.head.get(self.flags)? & self.goto != 0 {
                         Then::Goto(name)
                     } else {
@@ -198,10 +203,10 @@ impl Layout {
             name => match xtables::decode_target(name, entry.revision, self.family, entry.target) {
                 Target::Send(destination) => Then::Send(destination),
                 Target::Ends => Then::End,
-                Target::Continues => return None,
+                Target::Continues => return Some(Does::Nothing),
             },
         };
-        Some(Rule { traffic: vec![traffic], comment, then })
+        Some(Does::Something(Rule { traffic: vec![traffic], comment, then }))
     }
 
     /// `struct ipt_ip`: addresses, masks, interfaces, protocol.
@@ -227,6 +232,13 @@ impl Layout {
         };
         Some(traffic)
     }
+}
+
+/// What an entry does with packets.
+enum Does {
+    /// They go on as if it were not there.
+    Nothing,
+    Something(Rule),
 }
 
 /// One entry of the blob.

@@ -15,10 +15,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use nftables::Nftables;
 
+pub use expressions::Budget;
 pub use ipvs::parse as decode_ipvs;
 pub use legacy::{FOUR, Layout, SIX};
 pub use nftables::{Dumped, TableKey, decode_chains, decode_table};
@@ -28,6 +30,49 @@ use crate::model::nat::Table;
 
 /// Namespaces whose tables are kept; more than any real host has.
 const KEPT: usize = 16_384;
+/// Ways through rules that a look reads of all namespaces: some 500 bytes each. A cluster of ten thousand services has half of them.
+const WAYS: usize = 200_000;
+/// And of another namespace than the program's own, in which a job may write rules as it likes.
+const WAYS_ELSEWHERE: usize = 20_000;
+
+/// What is left to be read in one look: a job may make namespaces, and rules in them, without end. The program's own is read first.
+#[derive(Debug)]
+pub struct Room(AtomicUsize);
+
+/// A namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// The one that the program runs in.
+    Own,
+    /// Another.
+    Others,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room(AtomicUsize::new(WAYS))
+    }
+}
+
+impl Room {
+    /// For one namespace.
+    fn left(&self, whose: Whose) -> usize {
+        let most = if whose == Whose::Own { WAYS } else { WAYS_ELSEWHERE };
+        self.0.load(Ordering::Relaxed).min(most)
+    }
+
+    fn take(&self, tables: &[Table], whose: Whose) -> io::Result<()> {
+        let ways = ways_of(tables);
+        let rest = |left: usize| left.checked_sub(ways).filter(|_| ways <= self.left(whose));
+        let took = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
+        took.map(drop).map_err(|_| expressions::too_many())
+    }
+}
+
+fn ways_of(tables: &[Table]) -> usize {
+    let chains = tables.iter().flat_map(|table| &table.chains);
+    chains.map(|chain| expressions::ways(&chain.rules)).sum()
+}
 
 /// What there is to be asked on this host: the same in all namespaces.
 #[derive(Debug, Clone, Copy)]
@@ -64,8 +109,8 @@ struct Kept {
 
 impl NatTables {
     /// Reads the tables of the calling thread's namespace. They are the same `Arc` as long as nothing changed.
-    /// Errors: no permission (`CAP_NET_ADMIN`), or something that cannot be read: then nothing is known.
-    pub fn read(&self, makers: Makers) -> io::Result<Arc<Vec<Table>>> {
+    /// Errors: no permission (`CAP_NET_ADMIN`), or something that cannot be read, or no room is left: then nothing is known.
+    pub fn read(&self, makers: Makers, room: &Room, whose: Whose) -> io::Result<Arc<Vec<Table>>> {
         let cookie = sockopt::netns_cookie().ok();
         let (mut nftables, generation) = match makers.nftables.then(Nftables::open).transpose()?.flatten() {
             Some((nftables, generation)) => (Some(nftables), Some(generation)),
@@ -75,17 +120,22 @@ impl NatTables {
         others.extend(if makers.ipvs { ipvs::table()? } else { None });
         let kept = cookie.and_then(|cookie| self.lock().get(&cookie).cloned());
         if let Some(kept) = kept.filter(|kept| kept.generation == generation && kept.others == others) {
+            room.take(&kept.all, whose)?;
             return Ok(kept.all);
         }
-        let read =
-            nftables.as_mut().zip(generation).map(|(nftables, generation)| nftables.tables(generation));
+        let read = nftables
+            .as_mut()
+            .zip(generation)
+            .map(|(nftables, generation)| nftables.tables(generation, room.left(whose)));
         let (mut all, moving) = read.transpose()?.unwrap_or_default();
         all.extend(others.iter().cloned());
+        room.take(&all, whose)?;
         let all = Arc::new(all);
         if let Some(cookie) = cookie.filter(|_| !moving) {
             let mut tables = self.lock();
             // Those of namespaces that ended are still in there.
-            if tables.len() >= KEPT {
+            let ways: usize = tables.values().map(|kept| ways_of(&kept.all)).sum();
+            if tables.len() >= KEPT || ways > WAYS {
                 tables.clear();
             }
             tables.insert(cookie, Kept { generation, others, all: all.clone() });

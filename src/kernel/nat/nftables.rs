@@ -8,7 +8,7 @@ use std::rc::Rc;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::attributes::{Attributes, attribute, cut_off};
-use super::expressions::{self, Element, Reading, Set, Value};
+use super::expressions::{self, Budget, Element, Reading, Set, Value, too_many};
 use super::fields;
 use crate::kernel::netlink::Dumper;
 use crate::model::nat::{Backend, Chain, Hook, Table, Traffic};
@@ -65,6 +65,9 @@ pub(super) struct Nftables(Dumper);
 /// Rules that change while they are read are read again, this often at most.
 const ATTEMPTS: usize = 4;
 
+/// What one dump may have, in bytes of messages: more rules than a namespace may have are not worth their memory.
+const DUMP_BYTES: usize = 128 * 1024 * 1024;
+
 /// Family (`NFPROTO_*`) and name of a table.
 pub type TableKey = (u8, String);
 
@@ -114,14 +117,14 @@ impl Nftables {
     }
 
     /// All tables that send traffic elsewhere, or might, of one generation, and whether they may change without another.
-    /// Errors: they change faster than they can be read.
-    pub(super) fn tables(&mut self, mut generation: u32) -> io::Result<(Vec<Table>, bool)> {
+    /// Errors: they change faster than they can be read, or are more than these ways.
+    pub(super) fn tables(&mut self, mut generation: u32, ways: usize) -> io::Result<(Vec<Table>, bool)> {
         for _ in 0..ATTEMPTS {
             let mut chains = self.chains()?;
             chains.retain(|_, chains| chains.iter().any(|chain| chain.hook.is_some()));
-            let mut moving = false;
-            let tables: io::Result<Vec<Table>> =
-                chains.into_iter().map(|(key, chains)| self.table(&key, chains, &mut moving)).collect();
+            let (mut moving, mut budget) = (false, Budget::new(ways));
+            let read = |(key, chains)| self.table(&key, chains, &mut budget, &mut moving);
+            let tables: io::Result<Vec<Table>> = chains.into_iter().map(read).collect();
             let now = self.generation()?;
             if now == generation {
                 return Ok((tables?, moving));
@@ -135,17 +138,30 @@ impl Nftables {
         decode_chains(&self.dump(GET_CHAIN, &request(0, &[]))?)
     }
 
-    fn table(&mut self, key: &TableKey, chains: Vec<Chain>, moving: &mut bool) -> io::Result<Table> {
+    fn table(
+        &mut self,
+        key: &TableKey,
+        chains: Vec<Chain>,
+        budget: &mut Budget,
+        moving: &mut bool,
+    ) -> io::Result<Table> {
         let (family, name) = key;
         let of_table = request(*family, &[(TABLE, name)]);
         let dumped = Dumped { rules: self.dump(GET_RULE, &of_table)?, sets: self.dump(GET_SET, &of_table)? };
         let mut elements =
             |set: &str| self.dump(GET_ELEMENTS, &request(*family, &[(TABLE, name), (LIST_SET, set)]));
-        decode_table(key, chains, &dumped, &mut elements, moving)
+        decode_table(key, chains, &dumped, &mut elements, budget, moving)
     }
 
     fn dump(&mut self, message_type: u16, request: &[u8]) -> io::Result<Vec<Vec<u8>>> {
-        self.0.dump(message_type, request, |found, payload| found.push(payload.to_vec()))
+        let mut left = Some(DUMP_BYTES);
+        let found = self.0.dump(message_type, request, |found, payload| {
+            left = left.and_then(|left| left.checked_sub(payload.len()));
+            if left.is_some() {
+                found.push(payload.to_vec());
+            }
+        })?;
+        left.map(|_| found).ok_or_else(too_many)
     }
 }
 
@@ -170,12 +186,14 @@ pub fn decode_chains(messages: &[Vec<u8>]) -> io::Result<BTreeMap<TableKey, Vec<
 }
 
 /// Decodes the rules of a table into its chains. `elements` gives the messages of `NFT_MSG_GETSETELEM` for a set; `moving` is set where
-/// elements may change without another generation. Errors: a message is cut off, or names a set that is not there.
+/// elements may change without another generation. Errors: a message is cut off, or names a set that is not there, or they are more than
+/// the budget allows.
 pub fn decode_table(
     key: &TableKey,
     mut chains: Vec<Chain>,
     dumped: &Dumped,
     elements: &mut dyn FnMut(&str) -> io::Result<Vec<Vec<u8>>>,
+    budget: &mut Budget,
     moving: &mut bool,
 ) -> io::Result<Table> {
     let (family, name) = key;
@@ -197,7 +215,7 @@ pub fn decode_table(
         known.insert(set.to_owned(), read.clone());
         Ok(read)
     };
-    let mut reading = Reading { sees: sees(*family), sets: &mut sets };
+    let mut reading = Reading { sees: sees(*family), sets: &mut sets, budget };
     for payload in &dumped.rules {
         let (_, rule) = body(payload)?;
         let chain = rule.text(RULE_CHAIN).ok_or_else(cut_off)?;
