@@ -170,13 +170,15 @@ fn the_manual_page_has_every_verb() {
     }
 }
 
-const VERBS: [&str; 17] = [
+const VERBS: [&str; 19] = [
     "who-holds",
     "list",
     "leaks",
     "can-bind",
     "wait-free",
     "conflicts",
+    "history",
+    "report",
     "run",
     "reap",
     "job",
@@ -197,6 +199,21 @@ fn every_verb_explains_itself_with_an_example() {
         assert_eq!(code, 0);
         assert!(text.contains("Example"), "{verb}: {text}");
     }
+}
+
+#[test]
+fn a_configuration_is_checked_in_a_document_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
+    std::fs::write(&file, "[leak]\ngrace = 'soon'\n[wach]\n").unwrap();
+    let (code, document) = json(Command::new(SNIFFER).arg("check-config").arg(&file));
+    assert_eq!((code, &document["valid"], &document["schema"]), (2, &false.into(), &1.into()));
+    let mistakes = document["mistakes"].as_array().unwrap();
+    let found: Vec<_> = mistakes.iter().map(|mistake| (&mistake["line"], &mistake["key"])).collect();
+    assert_eq!(found, [(&2.into(), &"leak.grace".into()), (&3.into(), &"wach".into())], "{document:#}");
+    std::fs::write(&file, "").unwrap();
+    let (code, document) = json(Command::new(SNIFFER).arg("check-config").arg(&file));
+    assert_eq!((code, &document["valid"], &document["mistakes"]), (0, &true.into(), &serde_json::json!([])));
 }
 
 #[test]

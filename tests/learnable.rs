@@ -146,13 +146,16 @@ fn fish_completes_verbs_and_options() {
     Shell::fish().completes(&TYPED);
 }
 
-/// The operators' documents, by name.
+/// The operators' documents and the README, by name.
 fn documents() -> Vec<(String, String)> {
     let read = |path: std::path::PathBuf| (path.display().to_string(), fs::read_to_string(&path).unwrap());
-    let documents: Vec<_> = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/docs"))
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let documents: Vec<_> = fs::read_dir(source.join("docs"))
         .unwrap()
-        .map(|entry| read(entry.unwrap().path()))
-        .filter(|(name, _)| name.ends_with(".md"))
+        .map(|entry| entry.unwrap().path())
+        .chain([source.join("README.md")])
+        .filter(|path| path.extension().is_some_and(|end| end == "md"))
+        .map(read)
         .collect();
     assert!(documents.len() >= 6, "{documents:?}");
     documents

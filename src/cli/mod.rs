@@ -130,6 +130,9 @@ enum Verb {
     CheckConfig {
         /// The file [default: /etc/sniffer/config.toml]
         file: Option<PathBuf>,
+        /// One JSON document on standard output
+        #[arg(long)]
+        json: bool,
     },
     /// What this kernel and these privileges allow, and what is lost without each
     #[command(after_help = help::DOCTOR)]
@@ -185,7 +188,7 @@ pub fn run() -> ExitCode {
         Verb::Run(options) => run::run(&options),
         Verb::Job { verb } => job::run(verb),
         Verb::Daemon { config } => daemon::run(config.as_deref()),
-        Verb::CheckConfig { file } => check_config::run(file),
+        Verb::CheckConfig { file, json } => check_config::run(file, json),
         Verb::Doctor { json } => doctor::run(json),
         Verb::Completions { shell } => shell::completions(shell),
         Verb::Man => shell::manual(),

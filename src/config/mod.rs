@@ -155,7 +155,7 @@ impl Settings {
 }
 
 /// One mistake in a configuration file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Mistake {
     /// Line, from 1.
     pub line: usize,

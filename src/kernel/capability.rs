@@ -17,22 +17,22 @@ pub const USED: [Capability; 4] = [
     Capability {
         bit: 2,
         name: "CAP_DAC_READ_SEARCH",
-        lost: "the open files of other users' processes cannot be listed: holders are missing",
+        lost: "environments and, where BPF cannot be used, open files of other users' processes cannot be read: jobs and holders are missing; of other namespaces NAT rules are not known",
     },
     Capability {
         bit: 12,
         name: "CAP_NET_ADMIN",
-        lost: "BPF programs cannot be attached to the bind hooks, and process events not be subscribed to: failed binds are not seen; NAT rules cannot be read: a port that one takes seems free",
+        lost: "NAT rules cannot be read: whether one takes a port is not known; where BPF cannot be used, process events cannot be subscribed to",
     },
     Capability {
         bit: 19,
         name: "CAP_SYS_PTRACE",
-        lost: "namespaces, environments and descriptors of other users' processes cannot be read: jobs and holders are missing",
+        lost: "namespaces, environments and descriptors of other users' processes cannot be read: jobs, holders, and the ports of other namespaces are missing",
     },
     Capability {
         bit: 21,
         name: "CAP_SYS_ADMIN",
-        lost: "other network namespaces cannot be entered: their ports are unknown; without CAP_BPF and CAP_PERFMON no BPF programs either",
+        lost: "other network namespaces cannot be entered: their ports are unknown; without CAP_BPF and CAP_PERFMON no BPF programs either: failed binds are not seen",
     },
 ];
 

@@ -356,7 +356,13 @@ mod tests {
         let alerts = Counts::from([((crate::model::alert::AlertKind::Webhook, "delivered"), 2)]);
         status.sources.insert(
             engine::agent::source::PROC,
-            crate::engine::status::SourceStatus { up: true, why: None, took: None, events: 12, lost: 1 },
+            crate::engine::status::SourceStatus {
+                up: true,
+                why: None,
+                took: Some(std::time::Duration::from_micros(4500)),
+                events: 12,
+                lost: 1,
+            },
         );
         let history = Standing { why: None, events: 12, bytes: 4096, written: 20, lost: 3 };
         let text = exposition(&status, &alerts, Some(&history), None, (200, 0)).unwrap();

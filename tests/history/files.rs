@@ -309,6 +309,22 @@ fn the_file_is_for_its_owner_and_group_alone() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_link_in_the_files_place_leads_the_agent_nowhere() {
+    let directory = open_directory();
+    let precious = directory.path().join("precious");
+    fs::write(&precious, "precious").unwrap();
+    for name in ["history.db", "state.json.new"] {
+        std::os::unix::fs::symlink(&precious, directory.path().join(name)).unwrap();
+    }
+    let daemon = Daemon::start_in(directory, "");
+    assert_unkept(&daemon, "history.db");
+    daemon.job("start", "kept-nowhere");
+    eventually("it says so", || daemon.log().contains("state.json").then_some(()));
+    assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
+}
+
+#[test]
+#[ignore = "needs root"]
 fn an_agent_without_a_history_says_that_none_is_wanted() {
     let mut daemon = Daemon::start("");
     daemon.child.kill().unwrap();
