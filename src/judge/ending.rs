@@ -21,13 +21,24 @@ const SIGNALS: [(u8, &str); 11] = [
     (15, "SIGTERM"),
 ];
 
+/// A bound socket that is closed before that never was to serve anybody.
+const RESERVATION: SignedDuration = SignedDuration::from_secs(1);
+
 /// How a hold ended; `None` while it goes on.
 pub fn words(hold: &Hold) -> Option<String> {
     let end = hold.end?;
     Some(match (end, hold.kind) {
         (End::Closed, ClaimKind::NatRule) => "the rule was taken away".to_owned(),
+        (End::Closed, ClaimKind::Bound) if is_reservation(hold) => {
+            "it was let go of at once, without having listened: a reservation, as allocators of ports make them".to_owned()
+        }
         _ => of(end, hold.exit, hold.cgroup.as_deref()),
     })
+}
+
+/// Whoever asks the kernel whether a port is free, or for any that is, has it so long.
+fn is_reservation(hold: &Hold) -> bool {
+    hold.until.is_some_and(|until| until.duration_since(hold.from) < RESERVATION)
 }
 
 /// An end, in words that follow "it was lost:" or stand alone.
@@ -108,6 +119,17 @@ mod tests {
         let closed = |kind| words(&Hold { kind, end: Some(End::Closed), ..hold(1, 7) });
         assert_eq!(closed(ClaimKind::NatRule).as_deref(), Some("the rule was taken away"));
         assert_eq!(closed(ClaimKind::Listener).as_deref(), Some("it was closed"));
+    }
+
+    #[test]
+    fn whoever_asks_for_a_port_and_lets_it_go_has_reserved_it() {
+        let closed = |kind, millis: i64| {
+            let until = Some(at(0) + SignedDuration::from_millis(millis));
+            words(&Hold { kind, until, end: Some(End::Closed), ..hold(1, 7) }).unwrap()
+        };
+        assert!(closed(ClaimKind::Bound, 12).contains("a reservation"));
+        assert_eq!(closed(ClaimKind::Bound, 1000), "it was closed");
+        assert_eq!(closed(ClaimKind::Listener, 12), "it was closed");
     }
 
     #[test]

@@ -34,11 +34,19 @@ pub fn parse(text: &str) -> Option<Table> {
         let mut words = line.split_ascii_whitespace();
         match (words.next(), words.next().and_then(parse_place)) {
             (Some("->"), Some((address, port))) => {
-                if known
-                    && let Some(Rule { then: Then::Send(to @ Destination { address: None, .. }), .. }) =
-                        rules.last_mut()
-                {
-                    *to = Destination { address: Some(address), port: Some(port) };
+                if let (true, Some(last)) = (known, rules.last_mut()) {
+                    let to = Then::Send(Destination { address: Some(address), port: Some(port) });
+                    let first = matches!(last.then, Then::Send(Destination { address: None, .. }));
+                    if first {
+                        last.then = to;
+                    } else {
+                        // The scheduler gives each some; all of them together have all.
+                        let next = Rule { then: to, ..last.clone() };
+                        for traffic in &mut last.traffic {
+                            traffic.share = traffic.share.max(Share::ByChance);
+                        }
+                        rules.push(next);
+                    }
                 }
             }
             (Some(protocol), Some((address, port))) => {
@@ -122,10 +130,13 @@ SCTP C0A80001:0050 rr
         let rules = &table.chains[0].rules;
         let to = Destination { address: Some([10, 0, 0, 2].into()), port: Some(8080) };
         let server = traffic(Protocol::Tcp, [192, 168, 0, 1].into(), 30001);
-        assert_eq!(rules[0], Rule { traffic: vec![server], comment: None, then: Then::Send(to) });
-        assert!(rules[1].traffic[0].six.contains(number("2001:db8::1".parse().unwrap())));
-        assert_eq!(rules[1].then, Then::Send(Destination { address: None, port: None }), "it has no server");
-        assert_eq!((rules.len(), rules[2].traffic[0].share), (3, Share::Some), "marked packets may be any");
+        let by_chance = Traffic { share: Share::ByChance, ..server.clone() };
+        let one = |traffic, to| Rule { traffic: vec![traffic], comment: None, then: Then::Send(to) };
+        let other = Destination { address: Some([10, 0, 0, 3].into()), port: Some(8080) };
+        assert_eq!(rules[..2], [one(by_chance, to), one(server, other)]);
+        assert!(rules[2].traffic[0].six.contains(number("2001:db8::1".parse().unwrap())));
+        assert_eq!(rules[2].then, Then::Send(Destination { address: None, port: None }), "it has no server");
+        assert_eq!((rules.len(), rules[3].traffic[0].share), (4, Share::Some), "marked packets may be any");
     }
 
     #[test]
