@@ -13,6 +13,9 @@
 #[path = "common/booted.rs"]
 mod booted;
 mod common;
+#[allow(dead_code, reason = "no test is built for other kernels here")]
+#[path = "kernels/executables.rs"]
+mod executables;
 
 use std::fs;
 use std::path::PathBuf;
@@ -97,6 +100,51 @@ fn the_package_has_every_file_at_its_place() {
     {
         has("-rwxr-xr-x", &format!("usr/share/sniffer/integrations/{hook}"));
     }
+}
+
+#[test]
+#[ignore = "needs root, and Rust's library for musl"]
+fn the_static_binary_runs_where_there_is_nothing_else() {
+    let output = common::open_directory();
+    let made = Command::new(source("scripts/package"))
+        .arg("--tar-of")
+        .arg(executables::programs().path("sniffer"))
+        .arg("--output")
+        .arg(output.path())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}{}", text(&made.stdout), text(&made.stderr));
+    let sums =
+        Command::new("sha256sum").args(["--check", "SHA256SUMS"]).current_dir(&output).output().unwrap();
+    assert!(sums.status.success(), "{}", text(&sums.stderr));
+
+    let root = common::open_directory();
+    let name = format!("sniffer-{}-x86_64-unknown-linux-musl", env!("CARGO_PKG_VERSION"));
+    let tar = output.path().join(format!("{name}.tar.gz"));
+    let unpacked = Command::new("tar").arg("-xzf").arg(tar).arg("-C").arg(root.path()).status().unwrap();
+    assert!(unpacked.success());
+    for file in [
+        "README.md",
+        "LICENSE-MIT",
+        "config.toml",
+        "docs/install.md",
+        "systemd/sniffer.service",
+        "integrations/README.md",
+        "assets/sniffer.8.gz",
+    ] {
+        assert!(root.path().join(&name).join(file).exists(), "{file}");
+    }
+    // Nothing but it and /proc.
+    fs::create_dir(root.path().join("proc")).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script = format!(
+        "mount --bind /proc {0}/proc && exec chroot {0} /{name}/sniffer who-holds {port}/tcp --json",
+        root.path().display()
+    );
+    let answer = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+    let document: Value = serde_json::from_slice(&answer.stdout).unwrap_or_else(|_| panic!("{answer:?}"));
+    assert_eq!(document["claims"][0]["holders"][0]["pid"], std::process::id(), "{document:#}");
 }
 
 #[test]

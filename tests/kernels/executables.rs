@@ -1,5 +1,5 @@
 //! A static build of this package, since a virtual machine without a system has no libraries: its binary, the holder and
-//! test executables, in a target directory of their own (`target/static`).
+//! test executables, in a target directory of their own (`target/static`). With musl, as what is handed out.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// Named, because flags for the machine that builds would reach procedural macros too, and those cannot be static.
-const PLATFORM: &str = "x86_64-unknown-linux-gnu";
+/// That of scripts/package, which installs it.
+const PLATFORM: &str = "x86_64-unknown-linux-musl";
 
 /// Where cargo put each executable.
 pub(crate) struct Executables(HashMap<String, PathBuf>);
@@ -49,9 +49,6 @@ fn cargo(arguments: &[&str]) -> HashMap<String, PathBuf> {
         .args(["--locked", "--target", PLATFORM, "--target-dir", "target/static"])
         .arg("--message-format=json-render-diagnostics")
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        // It would win against RUSTFLAGS.
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
         // An emulated processor takes seconds for what unoptimised code does in an instant.
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         // Everything is copied into the machine's memory.
