@@ -120,5 +120,13 @@ pub(crate) fn table(rows: &[Row]) -> String {
             if row.answers { "yes" } else { "no" }.to_owned(),
         ]
     };
-    markdown(["tool", "median", "worst", "CPU", "system calls", "names the holder"], rows.iter().map(cells))
+    let head = [
+        "tool",
+        "median",
+        "worst",
+        "CPU, the agent's too",
+        "system calls of the command",
+        "names the holder",
+    ];
+    markdown(head, rows.iter().map(cells))
 }
