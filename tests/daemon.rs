@@ -390,13 +390,13 @@ fn an_agent_restarted_in_the_middle_knows_running_jobs_and_old_leftovers() {
 fn a_freed_port_is_free_and_a_bound_one_is_held_in_the_very_next_answer() {
     let daemon = Daemon::start("");
     for _ in 0..20 {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port().to_string();
+        // A process of its own: what this one has open a child that another test starts has too, between its fork and its exec.
+        let tree = Tree::holder(&["tcp:127.0.0.1:0"]);
+        let (pid, port) = (tree.it().pid, tree.it().port().to_string());
         let answer = || json(&mut daemon.ask(&["who-holds", &port, "--netns", "host"])).1;
         let held = answer();
-        // A child that another test starts has it open too, between its fork and its exec.
-        assert!(holders(&held["claims"][0]).contains(&std::process::id()), "{held:#}");
-        drop(listener);
+        assert_eq!(holders(&held["claims"][0]), [pid], "{held:#}");
+        drop(tree);
         assert_eq!(answer()["claims"], Value::Array(vec![]));
     }
 }

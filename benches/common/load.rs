@@ -51,7 +51,8 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) fn make(scale: Scale) -> Result<Load, Failure> {
-        raise_descriptor_limit(scale.descriptors.max(scale.listeners))?;
+        let most = shares(scale).into_iter().map(|(_, listeners)| listeners).max().unwrap_or(0);
+        raise_descriptor_limit(scale.descriptors.max(most))?;
         let began = Instant::now();
         let namespaces =
             (0..scale.namespaces).map(Namespace::add).collect::<Result<Vec<Namespace>, Failure>>()?;

@@ -45,7 +45,7 @@ pub(crate) fn ask(
             let began = Instant::now();
             let (mut times, mut cpu, mut answers) = (Vec::new(), Vec::new(), true);
             let agent = daemon.cpu()?;
-            while times.len() < repetitions && (times.len() < 2 || began.elapsed() < PATIENCE) {
+            while times.len() < repetitions.max(1) && (times.is_empty() || began.elapsed() < PATIENCE) {
                 interrupt::check()?;
                 let (before, start) = (children()?, Instant::now());
                 let output = output(&mut tool.ask(held.port, &daemon.socket))?;

@@ -315,13 +315,17 @@ mod tests {
 
     /// What this process did on this port, until the source has been silent for a while: `None` for a close.
     fn of_port(source: &mut Source, port: u16) -> Vec<Option<Outcome>> {
+        of(source, |event| event.bind.port == port && event.bind.pid == std::process::id())
+    }
+
+    fn of(source: &mut Source, is_it: impl Fn(&BindEvent) -> bool) -> Vec<Option<Outcome>> {
         let mut outcomes = Vec::new();
         let mut cookies = HashSet::new();
         for _ in 0..20 {
             let drained = source.receive().unwrap();
             assert_eq!(drained.lost, 0);
             outcomes.extend(drained.events.into_iter().filter_map(|event| match event {
-                Event::Bind(event) if event.bind.port == port && event.bind.pid == std::process::id() => {
+                Event::Bind(event) if is_it(&event) => {
                     cookies.insert(event.cookie);
                     Some(Some(event.outcome))
                 }
@@ -351,9 +355,10 @@ mod tests {
         let refused = refused(&source, true);
         assert_eq!(of_port(&mut source, port), [BOUND, refused, CLOSED]);
         let six = UdpSocket::bind("[::1]:0").unwrap();
-        let port = six.local_addr().unwrap().port();
+        // Another test may have its port next.
+        let cookie = rustix::net::sockopt::socket_cookie(&six).unwrap();
         drop(six);
-        let told = of_port(&mut source, port);
+        let told = of(&mut source, |event| event.cookie == cookie);
         assert!(
             matches!(told[..], [Some(Outcome::Bound { until: Some(_), listened: false })]),
             "a short life is one event: {told:?}"
