@@ -112,8 +112,9 @@ fn signals_are_handed_on() {
         let directory = tempfile::tempdir().unwrap();
         let ready = directory.path().join("ready");
         let script = format!("trap 'exit 42' {name}; : > \"$1\"; while :; do sleep 0.02; done");
-        let mut child =
-            sniffer_run(&[], &["sh", "-c", &script, "sh", ready.to_str().unwrap()]).spawn().unwrap();
+        // A shell cannot catch what was ignored when it began, as SIGINT is where the tests run in the background of another.
+        let shell = ["env", "--default-signal", "sh", "-c", &script, "sh", ready.to_str().unwrap()];
+        let mut child = sniffer_run(&[], &shell).spawn().unwrap();
         eventually("it is ready", || ready.exists().then_some(()));
         kill_process(Pid::from_child(&child), signal).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(42), "{name}");
