@@ -199,15 +199,22 @@ fn hostile_names_stay_text() {
 }
 
 #[test]
-fn a_command_line_that_is_not_utf8_is_replaced_visibly() {
+fn a_name_and_a_command_line_that_are_not_utf8_are_replaced_visibly() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
+    let directory = open_directory();
+    let odd = directory.path().join(OsStr::from_bytes(b"odd\xff"));
+    std::os::unix::fs::symlink(holder(), &odd).unwrap();
     let tree = Tree::start(
-        Command::new(holder()).args(["it", "tcp:127.0.0.1:0"]).arg(OsStr::from_bytes(b"env:A=\xff\xfe")),
+        Command::new(odd).args(["it", "tcp:127.0.0.1:0"]).arg(OsStr::from_bytes(b"env:A=\xff\xfe")),
         &["it"],
     );
     let document = who_holds(tree.it().port());
-    assert_eq!(only_claim(&document)["holders"][0]["cmdline"][3], "env:A=\u{fffd}\u{fffd}");
+    let holder = &only_claim(&document)["holders"][0];
+    assert_eq!(holder["cmdline"][3], "env:A=\u{fffd}\u{fffd}");
+    // The rest of what /proc says of it is as good as ever.
+    let own = rustix::process::geteuid().as_raw();
+    assert_eq!((&holder["comm"], &holder["uid"]), (&"odd\u{fffd}".into(), &own.into()), "{holder:#}");
 }
 
 #[test]
@@ -272,7 +279,10 @@ fn a_listener_in_flight_in_a_namespace_that_its_mount_alone_keeps_is_nobodys_and
     // The agent looks into every process, pid 1 among them, which not every root may.
     let daemon = Daemon::start("");
     let (_, text, _) = run(&mut daemon.ask(&["who-holds", port, "--netns", &netns.0]));
-    assert!(text.contains("none: no process has it open") && text.contains("SCM_RIGHTS"), "{text}");
+    assert!(
+        text.contains("none: no process has a descriptor of it") && text.contains("SCM_RIGHTS"),
+        "{text}"
+    );
     assert!(!text.contains("as root"), "there is no more to see: {text}");
     // Nobody has it in any other namespace.
     let inode = netns.inode().to_string();

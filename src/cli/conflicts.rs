@@ -2,21 +2,17 @@
 
 use std::path::Path;
 
-use super::history::past;
+use super::history::{past, past_moment};
 use super::{ANSWERED, Failure, OTHERWISE, printed};
 use crate::history::document;
 use crate::kernel::clock;
 use crate::model::conflict::Conflicts;
-use crate::model::moment;
 use crate::report;
 
 /// Failed binds.
 pub(super) fn run(since: Option<&str>, db: Option<&Path>, json: bool) -> Result<u8, Failure> {
     let zone = super::zone();
-    let since = since
-        .map(|text| moment::parse(text, clock::now(), &zone))
-        .transpose()
-        .map_err(|why| format!("--since: {why}"))?;
+    let since = past_moment("--since", since)?;
     let path = match since {
         Some(since) => format!("/v1/conflicts?since={since}"),
         None => "/v1/conflicts".to_owned(),

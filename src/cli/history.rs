@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use jiff::Timestamp;
 
 use super::ask::{Asked as Found, ask_path, encoded, settings};
 use super::{ANSWERED, Failure, OTHERWISE, printed};
@@ -31,7 +32,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "NETNS")]
     netns: Option<String>,
     /// So many at the most, the newest
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
     /// Read this file, and ask no daemon
     #[arg(long, value_name = "FILE")]
@@ -45,12 +46,8 @@ pub(super) struct Options {
 pub(super) fn history(options: &Options) -> Result<u8, Failure> {
     let zone = super::zone();
     let target: Target = options.target.parse().map_err(|error: TargetError| error.to_string())?;
-    let read = |name: &str, text: Option<&str>| {
-        text.map(|text| moment::parse(text, clock::now(), &zone))
-            .transpose()
-            .map_err(|why| format!("{name}: {why}"))
-    };
-    let (since, at) = (read("--since", options.since.as_deref())?, read("--at", options.at.as_deref())?);
+    let (since, at) =
+        (past_moment("--since", options.since.as_deref())?, past_moment("--at", options.at.as_deref())?);
     let netns: Option<NetnsSelector> = options
         .netns
         .as_deref()
@@ -75,6 +72,10 @@ pub(super) fn history(options: &Options) -> Result<u8, Failure> {
         let asked = resolved(asked).map_err(said)?;
         let mut answer =
             document::history(reader, &asked, clock::now()).map_err(|error| error.to_string())?;
+        // That nobody has written down anything is no answer.
+        if options.db.is_none() && answer.kept_since.is_none() {
+            return Err("no sniffer daemon answers, and none has written its history yet: start one with `sniffer daemon` or `systemctl start sniffer`".to_owned());
+        }
         answer.incomplete.extend(gap);
         Ok(answer)
     })?;
@@ -128,7 +129,9 @@ pub(super) fn report(options: &ReportOptions) -> Result<u8, Failure> {
     path += &ci.map(|ci| format!("&ci={}", encoded(ci))).unwrap_or_default();
     let report: JobReport = past(options.db.as_deref(), &path, |reader, gap| {
         let gaps = gap.into_iter().collect();
-        document::report(reader, &options.job, ci, gaps, clock::now()).map_err(|error| error.to_string())
+        let nobody = if options.db.is_none() { "no sniffer daemon answers, and in its file: " } else { "" };
+        document::report(reader, &options.job, ci, gaps, clock::now())
+            .map_err(|error| format!("{nobody}{error}"))
     })?;
     let zone = super::zone();
     let text = match options.format {
@@ -145,6 +148,19 @@ pub(super) fn report(options: &ReportOptions) -> Result<u8, Failure> {
         }
     }
     Ok(ANSWERED)
+}
+
+/// A moment of the past that an option names.
+pub(super) fn past_moment(name: &str, text: Option<&str>) -> Result<Option<Timestamp>, Failure> {
+    let (now, zone) = (clock::now(), super::zone());
+    let moment = text.map(|text| moment::parse(text, now, &zone)).transpose();
+    let moment = moment.map_err(|why| format!("{name}: {why}"))?;
+    match moment {
+        Some(moment) if moment > now => {
+            Err(format!("{name}: that lies in the future; write 90s, 15m, 2h or 7d ago, or a time that was"))
+        }
+        moment => Ok(moment),
+    }
 }
 
 fn said(why: Unanswered) -> Failure {

@@ -81,7 +81,8 @@ fn page(answer: &Answer, terminal: bool, text: &impl Fn(&Answer) -> String) -> S
     format!("{before}--- {at}\n{}", text(answer))
 }
 
-/// What makes an answer another one: not the time it was given at, nor how long something has lasted.
+/// What makes an answer another one: not the time it was given at, nor how long something has lasted, nor what this look could not see
+/// and the last one could.
 fn essence(answer: &Answer) -> Vec<String> {
     let of_claim = |claim: &crate::model::claim::Claim| {
         let holders: Vec<_> = claim.holders.iter().map(|holder| (holder.pid, &holder.comm)).collect();
@@ -94,5 +95,5 @@ fn essence(answer: &Answer) -> Vec<String> {
             )
         )
     };
-    answer.claims.iter().map(of_claim).chain(answer.incomplete.iter().cloned()).collect()
+    answer.claims.iter().map(of_claim).collect()
 }

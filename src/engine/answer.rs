@@ -13,6 +13,7 @@ use crate::judge::ending;
 use crate::judge::leak::{Judgement, Watching, span};
 use crate::judge::owner::{self, Known};
 use crate::judge::setting;
+use crate::kernel::AS_ROOT;
 use crate::kernel::Unreadable;
 use crate::kernel::look::Findings;
 use crate::model::answer::{Answer, AnswerSource, Looked, SCHEMA};
@@ -111,7 +112,9 @@ impl Engine {
             if claims.is_empty() {
                 advice.extend(here.into_iter().flat_map(|(_, here)| setting::when_free(target, here)));
                 advice.extend(self.lost_lately(target, findings.taken_at));
-                advice.extend((!incomplete.is_empty()).then(|| ASK_AS_ROOT.to_owned()));
+                advice.extend(
+                    incomplete.iter().any(|gap| gap.contains(AS_ROOT)).then(|| ASK_AS_ROOT.to_owned()),
+                );
             }
             advice.extend(self.refused_lately(target, findings.taken_at));
         }

@@ -83,7 +83,7 @@ fn for_holder(claim: &Claim, sight: Sight<'_>) -> Option<String> {
     let Some(holder) = claim.holders.first() else {
         return Some(if sight.whole {
             format!(
-                "No process has it open, so there is none to end: its descriptor is on its way between two (SCM_RIGHTS, unix(7)) and is let go when both ends are closed, or the kernel itself uses it.{}",
+                "No process has a descriptor of it, so none is named: it is on its way between two (SCM_RIGHTS, unix(7)), registered with an io_uring (io_uring_register(2)), the kernel's own, or its process is just ending.{}",
                 made_in(claim)
             )
         } else {

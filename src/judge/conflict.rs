@@ -78,7 +78,7 @@ pub fn explain(refusal: &Refusal<'_>, blockers: &[Claim]) -> Finding {
     match blocker {
         Some(claim) => {
             sentences.push(who(refusal, claim, cause));
-            sentences.extend(pattern(refusal));
+            sentences.extend(pattern(refusal).filter(|_| cause != Cause::SameProcess));
             sentences.extend(cure(refusal, claim, cause));
         }
         None => sentences.push(without_blocker(refusal, errno)),

@@ -126,7 +126,7 @@ impl Gap {
 }
 
 /// The remedy for what is denied.
-const AS_ROOT: &str = "run as root, with the capabilities that `sniffer doctor` lists";
+pub const AS_ROOT: &str = "run as root, with the capabilities that `sniffer doctor` lists";
 
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -35,6 +35,9 @@ const KEPT_CMDLINE_BYTES: u32 = 2 * 1024;
 /// and read up to this size for answers.
 const CMDLINE_BYTES: u32 = 16 * 1024;
 
+/// `/proc/PID/status` is shorter.
+const STATUS_BYTES: u64 = 16 * 1024;
+
 /// What every look at processes needs: the listed variables, the boot clock, and memories of names.
 #[derive(Debug)]
 pub struct Reader {
@@ -171,7 +174,7 @@ impl Reader {
             holder.ppid = u32::try_from(stat.ppid).ok();
             holder.comm = Some(stat.comm);
         }
-        holder.uid = dir.status().ok().map(|status| status.euid);
+        holder.uid = effective_user(&dir);
         holder.user = holder.uid.and_then(|uid| self.users.name(uid));
         holder.exe = dir.exe().ok().map(|path| path.to_string_lossy().into_owned());
         holder.cwd = dir.cwd().ok().map(|path| path.to_string_lossy().into_owned());
@@ -317,6 +320,14 @@ fn read_file(dir: &ProcDir, name: &str, limit: u64) -> Result<Vec<u8>, Unreadabl
     let mut bytes = Vec::with_capacity(4096);
     dir.open_relative(name)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The second number of `Uid:` in `/proc/PID/status` (proc_pid_status(5)). By itself: the name in that file may be no UTF-8, and then a
+/// reader of the whole has nothing.
+fn effective_user(dir: &ProcDir) -> Option<u32> {
+    let text = read_file(dir, "status", STATUS_BYTES).ok()?;
+    let users = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
+    std::str::from_utf8(users).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// The container that a process runs in.
