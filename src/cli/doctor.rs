@@ -1,5 +1,7 @@
 //! `sniffer doctor`: tries everything the program uses, and says what is lost where it does not work.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::{ANSWERED, Failure, OTHERWISE, printed};
@@ -150,7 +152,10 @@ fn configuration() -> Check {
     check(
         "configuration",
         match config::load(None) {
-            Ok(_) => Ok("valid, or absent: the defaults".to_owned()),
+            Ok(_) if Path::new(config::DEFAULT_PATH).exists() => {
+                Ok(format!("{}: valid", config::DEFAULT_PATH))
+            }
+            Ok(_) => Ok(format!("no {}: the defaults", config::DEFAULT_PATH)),
             Err(error) => Err((error.to_string(), "`sniffer check-config` names every mistake".to_owned())),
         },
     )

@@ -29,7 +29,7 @@ pub fn checks(checks: &[Check]) -> String {
     }
     let lost = checks.iter().filter(|check| !check.ok).count();
     text += &match lost {
-        0 => "\nEverything this version uses is there.\n".to_owned(),
+        0 => "\nNothing is missing that could be mended here.\n".to_owned(),
         lost => format!("\n{lost} of {} are missing; answers say where that matters.\n", checks.len()),
     };
     text
