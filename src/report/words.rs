@@ -39,7 +39,7 @@ pub(super) fn command(arguments: &[String]) -> String {
         if plain {
             line += &Escaped(argument).to_string();
         } else {
-            line += &format!("'{}'", Escaped(argument));
+            line += &format!("'{}'", Escaped(argument).to_string().replace('\'', r"'\''"));
         }
     }
     match line.char_indices().nth(COMMAND_CHARS) {
@@ -112,6 +112,7 @@ mod tests {
         let words = |list: &[&str]| command(&list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
         assert_eq!(words(&["sh", "-c", "a b", ""]), "sh -c 'a b' ''");
         assert_eq!(words(&["a\u{1b}[31m\n"]), "'a\\x1b[31m\\n'");
+        assert_eq!(words(&["python3", "-c", "print('a')"]), r"python3 -c 'print('\''a'\'')'");
         assert_eq!(words(&[&"é".repeat(1000)]).chars().count(), COMMAND_CHARS + 1);
     }
 
