@@ -33,6 +33,7 @@ fn every_error_says_what_to_do_next() {
         (&["who-holds"], "Usage: sniffer who-holds <TARGET>"),
         (&["reap"], "Usage: sniffer reap [OPTIONS] <TARGET|--job <ID>|--leaked>"),
         (&["who-holds", "70000"], "a port lies between 1 and 65535; write 8081,"),
+        (&["who-holds", "-1"], "write 8081,"),
         (&["who-holds", "localhost:8081"], "names are not looked up); write 8081,"),
         (&["who-holds", "8081", "--netns", "no-such"], "`sniffer list` names those that hold ports"),
         (&["who-holds", "8081", "--netns", "PID:x"], "write PID:4121"),

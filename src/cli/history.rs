@@ -20,7 +20,10 @@ use crate::serve::past::{Unanswered, resolved};
 /// What `history` takes.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
+    #[arg(
+        help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100",
+        allow_negative_numbers = true
+    )]
     target: String,
     /// Only holds that went on after it: 90s, 2h, 7d ago, 14:03, or 2026-11-21T14:03:00Z
     #[arg(long, value_name = "TIME")]

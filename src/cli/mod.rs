@@ -45,7 +45,10 @@ enum Verb {
     /// Who holds a port now, why, since when, for which job, and what to do
     #[command(after_help = help::WHO_HOLDS)]
     WhoHolds {
-        #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
+        #[arg(
+            help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100",
+            allow_negative_numbers = true
+        )]
         target: String,
         #[command(flatten)]
         options: Options,
@@ -71,7 +74,10 @@ enum Verb {
     /// Would a bind succeed, and if not, what stands in its way
     #[command(after_help = help::CAN_BIND)]
     CanBind {
-        #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
+        #[arg(
+            help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100",
+            allow_negative_numbers = true
+        )]
         target: String,
         #[command(flatten)]
         options: can_bind::Options,
@@ -79,7 +85,10 @@ enum Verb {
     /// Wait until a bind would succeed, and say meanwhile who has the port
     #[command(after_help = help::WAIT_FREE)]
     WaitFree {
-        #[arg(help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100")]
+        #[arg(
+            help = "8081, 8081/udp, 127.0.0.1:8081, [::1]:8081/tcp or 8000-8100",
+            allow_negative_numbers = true
+        )]
         target: String,
         /// Give up after this time (30s, 5m); without it there is no end
         #[arg(long, value_name = "TIME")]

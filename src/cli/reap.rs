@@ -19,7 +19,7 @@ use crate::report;
 #[command(override_usage = "sniffer reap [OPTIONS] <TARGET|--job <ID>|--leaked>")]
 pub(super) struct Options {
     /// The holders of this port, leaked or not: 8081, 127.0.0.1:8081/tcp or 8000-8100
-    #[arg(required_unless_present_any = ["job", "leaked"])]
+    #[arg(required_unless_present_any = ["job", "leaked"], allow_negative_numbers = true)]
     target: Option<String>,
     /// What this job left, as far as it is judged leaked
     #[arg(long, value_name = "ID", conflicts_with_all = ["target", "leaked"])]
