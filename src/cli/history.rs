@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::ask::{Asked as Found, ask_path, encoded, settings};
 use super::{ANSWERED, Failure, OTHERWISE, printed};
@@ -153,13 +153,17 @@ pub(super) fn report(options: &ReportOptions) -> Result<u8, Failure> {
     Ok(ANSWERED)
 }
 
+/// A moment that lies further ahead is of the future.
+const AHEAD: SignedDuration = SignedDuration::from_mins(1);
+
 /// A moment of the past that an option names.
 pub(super) fn past_moment(name: &str, text: Option<&str>) -> Result<Option<Timestamp>, Failure> {
     let (now, zone) = (clock::now(), super::zone());
     let moment = text.map(|text| moment::parse(text, now, &zone)).transpose();
     let moment = moment.map_err(|why| format!("{name}: {why}"))?;
     match moment {
-        Some(moment) if moment > now => {
+        // What the agent tells may be a little ahead: its clock steps with nobody's.
+        Some(moment) if moment.duration_since(now) > AHEAD => {
             Err(format!("{name}: that lies in the future; write 90s, 15m, 2h or 7d ago, or a time that was"))
         }
         moment => Ok(moment),
