@@ -280,7 +280,7 @@ fn a_listener_in_flight_in_a_namespace_that_its_mount_alone_keeps_is_nobodys_and
     let daemon = Daemon::start("");
     let (_, text, _) = run(&mut daemon.ask(&["who-holds", port, "--netns", &netns.0]));
     assert!(
-        text.contains("none: no process has a descriptor of it") && text.contains("SCM_RIGHTS"),
+        text.contains("none: no process was found with a descriptor of it") && text.contains("SCM_RIGHTS"),
         "{text}"
     );
     assert!(!text.contains("as root"), "there is no more to see: {text}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::ask::{Asked, Whom, ask, ask_path, settings};
 use super::{ANSWERED, Failure, Options, printed};
 use crate::engine::{Question, Topic};
-use crate::kernel::clock;
+use crate::kernel::{Gap, clock};
 use crate::model::answer::Answer;
 use crate::model::target::{Target, TargetError};
 use crate::report;
@@ -81,8 +81,8 @@ fn page(answer: &Answer, terminal: bool, text: &impl Fn(&Answer) -> String) -> S
     format!("{before}--- {at}\n{}", text(answer))
 }
 
-/// What makes an answer another one: not the time it was given at, nor how long something has lasted, nor what this look could not see
-/// and the last one could.
+/// What makes an answer another one: not the time it was given at, nor how long something has lasted, nor that hidden namespaces were
+/// not looked for again.
 fn essence(answer: &Answer) -> Vec<String> {
     let of_claim = |claim: &crate::model::claim::Claim| {
         let holders: Vec<_> = claim.holders.iter().map(|holder| (holder.pid, &holder.comm)).collect();
@@ -95,5 +95,8 @@ fn essence(answer: &Answer) -> Vec<String> {
             )
         )
     };
-    answer.claims.iter().map(of_claim).collect()
+    // That one comes and goes with each look of the agent.
+    let passing = Gap::HiddenNetns.to_string();
+    let gaps = answer.incomplete.iter().filter(|gap| **gap != passing).cloned();
+    answer.claims.iter().map(of_claim).chain(gaps).collect()
 }

@@ -83,7 +83,7 @@ fn for_holder(claim: &Claim, sight: Sight<'_>) -> Option<String> {
     let Some(holder) = claim.holders.first() else {
         return Some(if sight.whole {
             format!(
-                "No process has a descriptor of it, so none is named: it is on its way between two (SCM_RIGHTS, unix(7)), registered with an io_uring (io_uring_register(2)), the kernel's own, or its process is just ending.{}",
+                "No process was found with a descriptor of it: it may be on its way between two (SCM_RIGHTS, unix(7)), registered with an io_uring (io_uring_register(2)), the kernel's own, or its process is just ending.{}",
                 made_in(claim)
             )
         } else {

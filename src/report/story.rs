@@ -286,7 +286,7 @@ fn nobody_has_it(claim: &Claim, whole: bool) -> String {
         }
         _ => match &claim.socket {
             Some(socket) if whole => format!(
-                "none: no process has a descriptor of it; in flight between two, kept by an io_uring, or the kernel's own; made by uid {}",
+                "none: no process was found with a descriptor of it; in flight between two, kept by an io_uring, or the kernel's own; made by uid {}",
                 socket.uid
             ),
             Some(socket) => format!("none found; the socket was made by uid {}", socket.uid),
