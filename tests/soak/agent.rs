@@ -1,6 +1,6 @@
 //! The agent under the soak: killed and started on the same files, asked, and measured by what the kernel says of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -132,14 +132,15 @@ pub(super) fn remembered(daemon: &Daemon) -> Remembered {
     }
 }
 
-/// Cookies of the sockets whose holds go on, by the file.
-fn open_holds(daemon: &Daemon) -> Vec<u64> {
+/// The sockets whose holds go on, by the file: cookies, each with what is said of it.
+fn open_holds(daemon: &Daemon) -> BTreeMap<u64, String> {
     let (_, file) = history(daemon);
-    let mut keys = file.prepare("SELECT key FROM open").unwrap();
-    let keys: Vec<String> = keys.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let sql = "SELECT key, concat_ws(' ', since, port, place, pid, program) FROM open JOIN holds ON holds.id = hold";
+    let mut rows = file.prepare(sql).unwrap();
+    let rows = rows.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?))).unwrap();
     // Those of rules have none.
-    let cookie = |key: &String| serde_json::from_str::<Value>(key).unwrap()["socket"].as_u64();
-    keys.iter().filter_map(cookie).collect()
+    let cookie = |key: &str| serde_json::from_str::<Value>(key).unwrap()["socket"].as_u64();
+    rows.map(Result::unwrap).filter_map(|(key, said)| Some((cookie(&key)?, said))).collect()
 }
 
 /// Every hold that goes on in the file is of a socket that is there, and each listener has one. What another test opens and closes while
@@ -157,14 +158,14 @@ pub(super) fn open_holds_are_the_kernels(daemon: &Daemon) -> usize {
         let after = kernel::sockets();
         let has =
             |sockets: &kernel::Sockets, wanted: u64| sockets.keys().any(|(_, cookie)| *cookie == wanted);
-        let over = open.iter().filter(|key| !has(&before, **key) && !has(&after, **key)).copied();
+        let over = open.keys().filter(|key| !has(&before, **key) && !has(&after, **key)).copied();
         let stay = before.iter().filter(|(key, held)| held.waits && after.contains_key(key));
-        let missing = stay.map(|((_, cookie), _)| *cookie).filter(|cookie| !open.contains(cookie));
+        let missing = stay.map(|((_, cookie), _)| *cookie).filter(|cookie| !open.contains_key(cookie));
         let doubtful: BTreeSet<u64> = over.chain(missing).collect();
         if doubted.as_ref().is_some_and(|doubted| doubted.is_disjoint(&doubtful)) {
             return open.len();
         }
-        let shown = |cookie: &u64| (*cookie, open.contains(cookie), has(&after, *cookie));
+        let shown = |cookie: &u64| (*cookie, open.get(cookie), has(&after, *cookie));
         let shown: Vec<_> = doubtful.iter().map(shown).collect();
         assert!(Instant::now() < end, "cookie, goes on in the file, is in the kernel: {shown:?}");
         doubted = Some(doubtful);

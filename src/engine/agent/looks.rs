@@ -54,7 +54,13 @@ impl<O: Outside> Loop<O> {
             let interval = self.watch.interval.saturating_sub(cost.took);
             self.pace.next_busy_look = Some(now + plain * BUSY_REST);
             let next = Some(now + interval.max(plain * self.rest()));
-            self.pace.next_look = if std::mem::take(&mut self.pace.look_again) { None } else { next };
+            let again = std::mem::take(&mut self.pace.look_again);
+            self.pace.next_look = if again { None } else { next };
+            if depth == Depth::Everything && findings.is_ok() {
+                let next = Some(now + EVERYTHING_EVERY.max(cost.cpu * EVERYWHERE_REST));
+                self.pace.next_everything = if again { None } else { next };
+                self.pace.next_wanted_everything = Some(now + cost.cpu * BUSY_REST);
+            }
             // What happened during the look may have happened behind its back.
             if std::mem::take(&mut self.pace.stirred) {
                 self.stir();
@@ -88,13 +94,9 @@ impl<O: Outside> Loop<O> {
             (status.up, status.took) = (true, Some(cost.took));
         }
         match purpose {
-            Purpose::Interval(depth) => {
+            Purpose::Interval(_) => {
                 self.engine.judge(self.reader.clock.now());
                 self.engine.follow_holds(&findings);
-                if depth == Depth::Everything {
-                    let rest = EVERYTHING_EVERY.max(cost.cpu * EVERYWHERE_REST);
-                    self.pace.next_everything = Some(Instant::now() + rest);
-                }
                 let status = self.source(source::SOCKETS);
                 (status.up, status.why, status.took) = (true, None, Some(cost.took));
                 self.ready = true;
@@ -130,7 +132,9 @@ impl<O: Outside> Loop<O> {
     pub(super) fn take_interval_look(&mut self) {
         let now = Instant::now();
         (self.pace.looking, self.pace.look_again, self.pace.stirred) = (true, false, false);
-        let depth = if due(self.pace.next_everything, now) { Depth::Everything } else { Depth::Listeners };
+        let wanted = self.engine.wants_everything() && due(self.pace.next_wanted_everything, now);
+        let everything = wanted || due(self.pace.next_everything, now);
+        let depth = if everything { Depth::Everything } else { Depth::Listeners };
         let everywhere = if due(self.pace.next_everywhere, now) {
             Everywhere::Always
         } else if due(self.pace.next_needed, now) {

@@ -38,6 +38,8 @@ pub(super) struct Pace {
     pub(super) next_busy_look: Option<Instant>,
     pub(super) plain_cost: Duration,
     pub(super) next_everything: Option<Instant>,
+    /// The same where a hold is in doubt.
+    pub(super) next_wanted_everything: Option<Instant>,
     pub(super) next_everywhere: Option<Instant>,
     pub(super) next_needed: Option<Instant>,
     pub(super) next_thorough: Option<Instant>,

@@ -17,7 +17,7 @@ use crate::model::job::JobKey;
 use crate::model::nat::NatClaim;
 use crate::model::netns::NetnsKey;
 use crate::model::process::Holder;
-use crate::model::socket::{ClaimKind, SocketKey};
+use crate::model::socket::{ClaimKind, Protocol, SocketKey};
 
 /// What is followed: connections come and go by thousands, and hold no port for long.
 fn is_followed(kind: ClaimKind) -> bool {
@@ -137,6 +137,11 @@ impl Engine {
             .collect()
     }
 
+    /// Whether only a look into everything can tell what has become of a hold.
+    pub(in crate::engine) fn wants_everything(&self) -> bool {
+        self.holds.wants_everything
+    }
+
     /// Ends holds whose sockets are no more and whose close nobody told: by what became of their processes.
     fn end_missing(&mut self, findings: &Findings) {
         let namespaces: HashSet<u64> = findings.namespaces.iter().map(|netns| netns.key.inode).collect();
@@ -147,26 +152,31 @@ impl Engine {
             .map(|netns| netns.key.inode)
             .collect();
         let deep = findings.query.depth == Depth::Everything;
-        // What may have begun after the look was taken, or what the look would not have shown, says nothing; nor does a listener that
-        // listens no more and is bound still, as far as was told.
-        let shown = |cookie, hold: &Hold| {
-            deep || (hold.kind == ClaimKind::Listener && self.binds.get(cookie).is_none())
-        };
-        let missing = |key: &HoldKey, open: &Open| {
-            let HoldKey::Socket(cookie) = key else { return false };
+        // What may have begun after the look was taken says nothing.
+        let is_missing = |key: &HoldKey, open: &Open| {
             let hold = &open.hold;
+            let looked = read.contains(&hold.netns.inode) && (deep || hold.kind == ClaimKind::Listener);
             let netns_gone = findings.all_netns && !namespaces.contains(&hold.netns.inode);
-            let looked = read.contains(&hold.netns.inode) && shown(*cookie, hold);
-            (netns_gone || looked) && hold.from < findings.taken_at && self.entry_of(key, hold).is_none()
+            let is_socket = matches!(key, HoldKey::Socket(_));
+            is_socket
+                && (netns_gone || looked)
+                && hold.from < findings.taken_at
+                && self.entry_of(key, hold).is_none()
         };
-        let gone: Vec<HoldKey> = self
-            .holds
-            .open
-            .iter()
-            .filter(|(key, open)| missing(key, open))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in gone {
+        // A listener that listens no more may be bound still: a look into everything would tell.
+        let may_be_bound = |key: &HoldKey, hold: &Hold| {
+            let HoldKey::Socket(cookie) = *key else { return false };
+            !deep
+                && hold.protocol == Protocol::Tcp
+                && namespaces.contains(&hold.netns.inode)
+                && self.binds.get(cookie).is_some()
+        };
+        let missing = self.holds.open.iter().filter(|(key, open)| is_missing(key, open));
+        let (doubtful, gone): (Vec<_>, Vec<_>) = missing
+            .map(|(key, open)| (may_be_bound(key, &open.hold), key.clone()))
+            .partition(|(may_be_bound, _)| *may_be_bound);
+        self.holds.wants_everything = !doubtful.is_empty();
+        for (_, key) in gone {
             let Some(open) = self.holds.open.get(&key) else { continue };
             let netns_gone = !namespaces.contains(&open.hold.netns.inode);
             // Whoever bound it may have left it to another long ago.

@@ -7,6 +7,8 @@ mod events;
 mod kills;
 mod looks;
 mod records;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -113,6 +115,8 @@ pub(super) struct HoldTable {
     brief: HashMap<u32, (Timestamp, u32)>,
     /// Whether a look was followed already.
     followed: bool,
+    /// Whether the last look left a hold in doubt.
+    wants_everything: bool,
     losses: HashMap<Place, Losses>,
     /// From before a restart, until the first look shows which of them go on; with the last moment that agent lived.
     kept: HashMap<HoldKey, KeptHold>,

@@ -36,8 +36,12 @@ struct {
 	__type(value, struct slot);
 } slots SEC(".maps");
 
-/* Open sockets whose binds were seen, at the last bits of their cookies. One that is pushed out is found by the next look. */
-#define OPEN 65536
+/*
+ * Open sockets whose binds were seen: a set, which is one line of the processor's cache, for the last bits of their cookies. Those
+ * that live long stay where the many that live shortly pass. One that is pushed out is found by the next look.
+ */
+#define SETS 16384
+#define WAYS 4
 
 struct open {
 	__u64 cookie;
@@ -45,11 +49,15 @@ struct open {
 	__u32 number;	/* of the bind, in the slot */
 };
 
+struct open_set {
+	struct open ways[WAYS];
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, OPEN);
+	__uint(max_entries, SETS);
 	__type(key, __u32);
-	__type(value, struct open);
+	__type(value, struct open_set);
 } open SEC(".maps");
 
 /* Inodes of network namespaces, by the last bits of their cookies. Cookies are never used again. */
@@ -121,10 +129,44 @@ static __always_inline __u64 ticked(struct slot *slot)
 	return slot->now_ns;
 }
 
+static __always_inline struct open_set *set_of(__u64 cookie)
+{
+	__u32 index = cookie & (SETS - 1);
+	return bpf_map_lookup_elem(&open, &index);
+}
+
+static __always_inline struct open *way_of(struct open_set *set, __u64 cookie)
+{
+	for (int i = 0; i < WAYS; i++) {
+		if (set->ways[i].cookie == cookie)
+			return &set->ways[i];
+	}
+	return 0;
+}
+
 static __always_inline struct open *open_of(__u64 cookie)
 {
-	__u32 index = cookie & (OPEN - 1);
-	return bpf_map_lookup_elem(&open, &index);
+	struct open_set *set = set_of(cookie);
+	return set && cookie ? way_of(set, cookie) : 0;
+}
+
+/* Where a socket that is bound now is noted. Where none of the set has been closed, one goes, and its end will be seen by nobody. */
+static __always_inline struct open *room_for(__u64 cookie)
+{
+	struct open_set *set = set_of(cookie);
+	struct open *room;
+
+	if (!set)
+		return 0;
+	room = way_of(set, cookie);
+	if (!room)
+		room = way_of(set, 0);
+	if (!room) {
+		room = &set->ways[cookie / SETS & (WAYS - 1)];
+		COUNT(lost);
+	}
+	room->cookie = cookie;
+	return room;
 }
 
 static __always_inline struct slot *slot_at(__u32 index)
@@ -310,7 +352,7 @@ static __noinline void refused(struct slot *slot, struct bind *bind, struct sock
 	struct open *open = open_of(bind->cookie);
 
 	bind->stage = STAGE_NONE;
-	if (open && open->cookie == bind->cookie)
+	if (open)
 		open->cookie = 0;
 	flush(slot);
 	if (bind->port || error)
@@ -408,12 +450,8 @@ static __always_inline struct bind *note(struct bpf_sock_addr *ctx, unsigned cha
 		refuse(bind, plain(socket), KIND_BIND_FAILED, -EINVAL, 0);
 		return 0;
 	}
-	open = open_of(bind->cookie);
+	open = room_for(bind->cookie);
 	if (open) {
-		/* The end of that one will be seen by nobody. */
-		if (open->cookie && open->cookie != bind->cookie)
-			COUNT(lost);
-		open->cookie = bind->cookie;
 		open->slot = ids & (SLOTS - 1);
 		open->number = number;
 	}
@@ -476,7 +514,7 @@ int sock_release(struct bpf_sock *ctx)
 		cookie = BPF_CORE_READ(front, first, __sk_common.skc_cookie.counter);
 	}
 	open = open_of(cookie);
-	if (!open || open->cookie != cookie)
+	if (!open)
 		return 1;
 	slot = slot_at(open->slot);
 	if (!slot)
