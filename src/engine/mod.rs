@@ -202,7 +202,7 @@ impl Engine {
                 self.ended(pid, exit, now);
                 self.processes.exited(pid, now);
                 let change = self.jobs.exited(pid, now);
-                let matters = self.ports.unsettle(pid, now) || !change.is_empty();
+                let matters = self.ports.exited(pid, now) || !change.is_empty();
                 self.note_jobs(change);
                 matters
             }
@@ -232,7 +232,7 @@ impl Engine {
         gone.extend(self.jobs.all_anchors().into_iter().filter(is_gone));
         for pid in gone {
             self.ended(pid, None, now);
-            self.ports.unsettle(pid, now);
+            self.ports.exited(pid, now);
             let change = self.jobs.exited(pid, now);
             self.note_jobs(change);
         }

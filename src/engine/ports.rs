@@ -197,6 +197,10 @@ impl PortTable {
                 let options = socket.options.or(entry.socket.options);
                 entry.socket = Socket { options, ..socket.clone() };
                 entry.seen_at = at;
+                // The kernel keeps it without a file: nobody has it open any more, and no child inherits it.
+                if socket.inode == 0 && !entry.holders.is_empty() {
+                    self.set_holders(socket.key, Vec::new(), false);
+                }
             }
             None => {
                 let entry = Entry {
@@ -231,7 +235,27 @@ impl PortTable {
         self.by_pid.insert(child, keys);
     }
 
-    /// A process runs another program or ended: what it had open has to be looked at again. Answers whether there is any.
+    /// A process ended: what it had open is others' now, or nobody's. Whoever had a socket last is kept until a look tells.
+    /// Answers whether there is any.
+    pub(super) fn exited(&mut self, pid: u32, now: Timestamp) -> bool {
+        let Some(keys) = self.by_pid.remove(&pid) else { return false };
+        let mut last_of = HashSet::new();
+        for key in keys {
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            (entry.settled, entry.touched_at) = (false, now);
+            if entry.holders.iter().any(|held| held.pid != pid) {
+                entry.holders.retain(|held| held.pid != pid);
+            } else {
+                last_of.insert(key);
+            }
+        }
+        if !last_of.is_empty() {
+            self.by_pid.insert(pid, last_of);
+        }
+        true
+    }
+
+    /// A process runs another program: what it had open has to be looked at again. Answers whether there is any.
     pub(super) fn unsettle(&mut self, pid: u32, now: Timestamp) -> bool {
         let Some(keys) = self.by_pid.get(&pid) else { return false };
         for key in keys {

@@ -2,6 +2,7 @@
 
 use super::fixtures::{NETNS, at, findings, listener};
 use super::*;
+use crate::model::socket::SocketState;
 
 fn ports(table: &PortTable) -> Vec<u16> {
     let mut ports: Vec<u16> = table.entries().map(|entry| entry.socket.port).collect();
@@ -143,4 +144,41 @@ fn a_look_does_not_undo_what_an_event_told_after_it_began() {
     table.apply(&look);
     let entry = table.get(&key).unwrap();
     assert_eq!((entry.holders.len(), entry.settled), (2, false));
+}
+
+#[test]
+fn children_that_ended_hold_nothing_and_whoever_had_it_last_is_kept_until_a_look() {
+    let mut table = PortTable::default();
+    let key = SocketKey { netns: NETNS, cookie: 1 };
+    let mut first = findings(0, Some(vec![listener(1, 80)]));
+    first.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
+    table.apply(&first);
+    // Forks as builds make them: faster than any look.
+    for child in 11..1000 {
+        table.forked(10, child, at(1));
+        assert!(table.exited(child, at(1)));
+    }
+    let holders = |table: &PortTable| table.get(&key).unwrap().holders.clone();
+    assert_eq!((holders(&table).len(), table.by_pid.len()), (1, 1));
+    assert!(table.exited(10, at(2)));
+    assert_eq!(
+        (holders(&table), table.get(&key).unwrap().settled),
+        (vec![Descriptor { pid: 10, fd: 3 }], false)
+    );
+    table.apply(&findings(3, Some(vec![])));
+    assert_eq!(table.by_pid.len(), 0);
+}
+
+#[test]
+fn what_the_kernel_keeps_without_a_file_has_no_holder_and_no_heir() {
+    let mut table = PortTable::default();
+    let key = SocketKey { netns: NETNS, cookie: 1 };
+    let connection = Socket { state: SocketState::Established, ..listener(1, 80) };
+    let mut first = findings(0, Some(vec![connection.clone()]));
+    first.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
+    table.apply(&first);
+    let time_wait = Socket { state: SocketState::TimeWait, inode: 0, ..connection };
+    table.apply(&findings(1, Some(vec![time_wait])));
+    table.forked(10, 11, at(2));
+    assert!(table.get(&key).unwrap().holders.is_empty());
 }
