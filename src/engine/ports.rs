@@ -32,6 +32,13 @@ pub(super) struct Entry {
     touched_at: Timestamp,
 }
 
+impl Entry {
+    /// Whether a look that was taken then or later saw it.
+    pub(super) fn was_seen_since(&self, taken_at: Timestamp) -> bool {
+        self.seen_at >= taken_at
+    }
+}
+
 #[derive(Debug, Clone)]
 struct NetnsRecord {
     shown: Netns,

@@ -49,7 +49,7 @@ impl Engine {
             test: bound.by.test.clone(),
             ..new(kind, (bound.protocol, bound.address, port), netns, at)
         };
-        self.holds.begin(key.clone(), hold, bound.by.job.clone());
+        self.holds.begin(key.clone(), hold, bound.by.job.clone(), false);
         // One that was closed before it was told was closed by a process that went on.
         if let Some(until) = until {
             self.end_hold(&key, until, pid, true);

@@ -28,10 +28,16 @@ impl Engine {
     /// Takes over what a look of the interval saw: holds that nobody told of, and what has become of the others.
     pub fn follow_holds(&mut self, findings: &Findings) {
         let now = findings.taken_at;
+        let deep = findings.query.depth == Depth::Everything;
+        if deep {
+            self.holds.open.values_mut().for_each(|open| open.unconfirmed = false);
+        }
         let new: Vec<SocketKey> = self
             .ports
             .entries()
             .filter(|entry| is_followed(entry.socket.kind()) && entry.socket.port != 0)
+            // What only a question's look saw may have ended long ago.
+            .filter(|entry| entry.was_seen_since(now))
             .filter(|entry| !self.holds.open.contains_key(&HoldKey::Socket(entry.socket.key.cookie)))
             // Its close was told after the look.
             .filter(|entry| !self.binds.is_closed(entry.socket.key.cookie))
@@ -40,7 +46,9 @@ impl Engine {
         for key in new {
             let seen = self.ports.get(&key).map(|entry| self.seen(entry, findings));
             if let Some((hold, job)) = seen.filter(|_| self.holds.open.len() < MAX_OPEN) {
-                self.holds.begin(HoldKey::Socket(key.cookie), hold, job);
+                // Closes of a storm are forgotten soon, and no look but one into everything would miss this one.
+                let unconfirmed = hold.kind == ClaimKind::Bound;
+                self.holds.begin(HoldKey::Socket(key.cookie), hold, job, unconfirmed);
             }
         }
         self.update_holds(findings);
@@ -175,7 +183,8 @@ impl Engine {
         let (doubtful, gone): (Vec<_>, Vec<_>) = missing
             .map(|(key, open)| (may_be_bound(key, &open.hold), key.clone()))
             .partition(|(may_be_bound, _)| *may_be_bound);
-        self.holds.wants_everything = !doubtful.is_empty();
+        let unconfirmed = self.holds.open.values().any(|open| open.unconfirmed);
+        self.holds.wants_everything = unconfirmed || !doubtful.is_empty();
         for (_, key) in gone {
             let Some(open) = self.holds.open.get(&key) else { continue };
             let netns_gone = !namespaces.contains(&open.hold.netns.inode);
@@ -239,7 +248,7 @@ impl Engine {
             self.holds.finish(&key, now, (End::Closed, None));
         }
         for (key, hold) in begun {
-            self.holds.begin(key, hold, None);
+            self.holds.begin(key, hold, None, false);
         }
     }
 

@@ -49,6 +49,8 @@ struct Open {
     described: bool,
     /// A process that had it open at the last look.
     last: Option<u32>,
+    /// Whether one look saw it, which nobody told of and which the next look into everything has to show again.
+    unconfirmed: bool,
 }
 
 /// What a look knows better of a hold.
@@ -152,18 +154,19 @@ impl HoldTable {
         *count <= MAX_BRIEF
     }
 
-    fn begin(&mut self, key: HoldKey, mut hold: Hold, job: Option<JobKey>) {
-        let open = match self.kept.remove(&key).filter(|kept| is_same(&kept.hold, &hold)) {
-            Some(kept) => {
-                Open { job: kept.job.or(job), dirty: false, described: true, last: None, hold: kept.hold }
-            }
+    fn begin(&mut self, key: HoldKey, mut hold: Hold, job: Option<JobKey>, unconfirmed: bool) {
+        let kept = self.kept.remove(&key).filter(|kept| is_same(&kept.hold, &hold));
+        let described = kept.is_some();
+        let (hold, job) = match kept {
+            Some(kept) => (kept.hold, kept.job.or(job)),
             None => {
                 self.last_id += 1;
                 hold.id = self.last_id;
                 hold.comeback = self.comeback(&hold).map(Box::new);
-                Open { job, dirty: false, described: false, last: None, hold }
+                (hold, job)
             }
         };
+        let open = Open { hold, job, dirty: false, described, last: None, unconfirmed };
         self.open.insert(key.clone(), open);
         self.touch(&key);
     }

@@ -14,8 +14,12 @@ use crate::model::socket::{ClaimKind, Protocol, Socket, SocketState};
 
 const COOKIE: u64 = 1;
 
+fn engine() -> Engine {
+    Engine::new(Settings::default().policy(), BootClock::read(), Watching::Continuously)
+}
+
 fn engine_that_was_told_of(protocol: Protocol) -> Engine {
-    let mut engine = Engine::new(Settings::default().policy(), BootClock::read(), Watching::Continuously);
+    let mut engine = engine();
     let bind = Bind {
         at: Duration::ZERO,
         pid: 7,
@@ -44,6 +48,10 @@ fn look(engine: &mut Engine, second: i64, depth: Depth, sockets: Vec<Socket>) {
     engine.follow_holds(&findings);
 }
 
+fn bound() -> Socket {
+    Socket { state: SocketState::BoundInactive, ..listener(COOKIE, 80) }
+}
+
 fn kind(engine: &Engine) -> Option<ClaimKind> {
     engine.holds.of_socket(COOKIE).map(|hold| hold.kind)
 }
@@ -64,8 +72,7 @@ fn a_listener_that_listens_no_more_and_is_bound_still_goes_on() {
     let mut engine = engine_that_was_told_of(Protocol::Tcp);
     look(&mut engine, 1, Depth::Listeners, vec![listener(COOKIE, 80)]);
     look(&mut engine, 2, Depth::Listeners, vec![]);
-    let bound = Socket { state: SocketState::Close, ..listener(COOKIE, 80) };
-    look(&mut engine, 3, Depth::Everything, vec![bound]);
+    look(&mut engine, 3, Depth::Everything, vec![bound()]);
     look(&mut engine, 4, Depth::Listeners, vec![]);
     assert_eq!((kind(&engine), engine.wants_everything()), (Some(ClaimKind::Bound), false));
 }
@@ -87,4 +94,21 @@ fn what_was_bound_and_not_listed_waits_for_a_look_into_everything() {
     assert_eq!((kind(&engine), engine.wants_everything()), (Some(ClaimKind::Bound), false));
     look(&mut engine, 2, Depth::Everything, vec![]);
     assert_eq!(kind(&engine), None);
+}
+
+#[test]
+fn a_bound_socket_that_nobody_told_of_is_looked_at_twice() {
+    let mut engine = engine();
+    look(&mut engine, 1, Depth::Everything, vec![bound()]);
+    assert_eq!((kind(&engine), engine.wants_everything()), (Some(ClaimKind::Bound), true));
+    look(&mut engine, 2, Depth::Everything, vec![bound()]);
+    assert_eq!((kind(&engine), engine.wants_everything()), (Some(ClaimKind::Bound), false));
+}
+
+#[test]
+fn what_only_a_question_saw_a_while_ago_is_no_hold() {
+    let mut engine = engine();
+    engine.findings(&findings(1, Some(vec![bound()])));
+    look(&mut engine, 2, Depth::Listeners, vec![]);
+    assert_eq!((kind(&engine), engine.wants_everything()), (None, false));
 }
