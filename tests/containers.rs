@@ -15,6 +15,8 @@ mod common;
 #[allow(dead_code, reason = "no test is built for other kernels here")]
 #[path = "kernels/executables.rs"]
 mod executables;
+#[path = "containers/rootless.rs"]
+mod rootless;
 
 use std::fs;
 use std::io::Write;
@@ -40,6 +42,12 @@ fn image(directory: &Path) -> Vec<u8> {
     Command::new("tar").arg("-C").arg(&root).args(["-c", "."]).output().unwrap().stdout
 }
 
+/// Where programs are looked for, these first.
+#[allow(clippy::disallowed_methods, reason = "what a child is given")]
+fn path_with(programs: &Path) -> String {
+    format!("{}:{}", programs.display(), std::env::var("PATH").unwrap())
+}
+
 /// An engine on private paths, in a network namespace of its own. Its containers end with it.
 struct Docker {
     /// One at a time: two engines give their first containers the same address, and then that tells of neither.
@@ -52,12 +60,24 @@ struct Docker {
 impl Docker {
     #[track_caller]
     fn start(name: &str, options: &[&str]) -> Docker {
+        Docker::start_with(name, options, "nft")
+    }
+
+    /// One whose rules are made by `iptables-nft` or `iptables-legacy`.
+    #[track_caller]
+    fn start_with(name: &str, options: &[&str], variant: &str) -> Docker {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::tempdir().unwrap();
         let netns = NamedNetns::new(name);
         ip(&["-n", &netns.0, "link", "set", "lo", "up"]);
         let at = |what: &str| directory.path().join(what).display().to_string();
+        let programs = directory.path().join("programs");
+        fs::create_dir(&programs).unwrap();
+        for program in ["iptables", "ip6tables"] {
+            let real = format!("/usr/sbin/{program}-{variant}");
+            std::os::unix::fs::symlink(real, programs.join(program)).unwrap();
+        }
         // Not by `ip netns exec`: that would hide the cgroups behind a fresh /sys.
         let engine = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", netns.0))
@@ -65,6 +85,7 @@ impl Docker {
             .args(["--data-root", &at("data"), "--exec-root", &at("run"), "--pidfile", &at("pid")])
             .args(["--host", &format!("unix://{}", at("docker.sock")), "--group", "root"])
             .args(options)
+            .env("PATH", path_with(&programs))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(directory.path().join("log")).unwrap())
@@ -268,6 +289,25 @@ fn without_a_proxy_a_rule_alone_takes_the_port() {
     } else {
         assert_eq!(owner(&told["blockers"][0]), ("container", "hidden"), "{told:#}");
     }
+}
+
+#[test]
+#[ignore = "needs root and Docker's engine"]
+fn rules_of_iptables_legacy_are_the_containers_too() {
+    let docker = Docker::start_with("docker-legacy", &["--userland-proxy=false"], "legacy");
+    docker.serves("old", &[&["-p", "8085:80"][..], JOB].concat());
+    let (_, document) = json(&mut docker.look(&["who-holds", "8085/tcp"]));
+    let rules = claims(&document, "kind", "nat_rule");
+    assert_eq!(rules.len(), 1, "{document:#}");
+    assert_eq!(
+        (&rules[0]["nat"]["backend"], &rules[0]["nat"]["chain"]),
+        (&"iptables".into(), &"DOCKER".into())
+    );
+    assert_eq!(
+        (owner(rules[0]), &rules[0]["job"]["name"]),
+        (("container", "old"), &"e2e".into()),
+        "{document:#}"
+    );
 }
 
 /// Runs the portmap plugin as a container runtime does.

@@ -224,7 +224,11 @@ impl Engine {
     /// The job that the container behind a claim was started for.
     fn job_of_container<'a>(&'a self, owner: &Owner, about: &About<'a>) -> Option<&'a JobKey> {
         let id = owner.container.as_deref()?;
-        about.jobs_of_containers.get_or_init(|| self.processes.jobs_of_containers()).get(id).copied()
+        let jobs = about.jobs_of_containers.get_or_init(|| self.processes.jobs_of_containers());
+        // Not every container has a control group of its own.
+        let resident =
+            || about.known.places.iter().find(|place| place.container == id).map(|place| place.resident);
+        jobs.get(id).copied().or_else(|| self.processes.own_job(resident()?))
     }
 
     /// The jobs that share its port silently.

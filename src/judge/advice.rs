@@ -2,8 +2,8 @@
 //!
 //! A command that is proposed holds numbers and checked names only: process names and units are chosen by others.
 
-use super::owner::SHORT_ID_CHARS;
 use crate::model::claim::{Claim, Nat, Owner, OwnerType, Verdict};
+use crate::model::container::SHORT_ID_CHARS;
 use crate::model::job::Job;
 use crate::model::socket::ClaimKind;
 use crate::model::surroundings::Surroundings;

@@ -6,13 +6,11 @@
 use std::net::IpAddr;
 
 use crate::model::claim::{Claim, Nat, Owner, OwnerType};
-use crate::model::container::{Container, Place, Proxy};
+use crate::model::container::{Container, Place, Proxy, SHORT_ID_CHARS, is_id, monitored, value_of};
 use crate::model::nat::Backend;
 use crate::model::process::Holder;
 use crate::model::socket::Protocol;
 
-/// Characters of a container id that runtimes show and take.
-pub const SHORT_ID_CHARS: usize = 12;
 /// kube-proxy's own table of nftables.
 const KUBE_PROXY: &str = "kube-proxy";
 
@@ -80,6 +78,11 @@ impl Known<'_> {
         found.all(|other| other.container == first.container).then_some(first)
     }
 
+    /// The container that this program forwards to, which forwards to one alone.
+    fn forwarded_by(&self, pid: u32) -> Option<String> {
+        self.only(|place| place.forwarders.contains(&pid)).map(|place| place.container.clone())
+    }
+
     /// The container that has an address.
     fn at(&self, address: IpAddr) -> Option<String> {
         let mut listed = self.containers.iter().filter(|container| container.addresses.contains(&address));
@@ -109,7 +112,9 @@ impl Known<'_> {
         let short = id.get(..SHORT_ID_CHARS).unwrap_or(id);
         let known = self.containers.iter().find(|container| container.id == id);
         let pod = known.and_then(|container| container.pod.clone());
-        let name = known.and_then(|container| container.name.as_deref()).or(told).unwrap_or(short).to_owned();
+        let lives = || self.places.iter().find(|place| place.container == id)?.name.as_deref();
+        let listed = known.and_then(|container| container.name.as_deref());
+        let name = listed.or(told).or_else(lives).unwrap_or(short).to_owned();
         Owner {
             kind: if pod.is_some() { OwnerType::Pod } else { OwnerType::Container },
             name: Some(pod.unwrap_or(name)),
@@ -164,10 +169,6 @@ fn host_port(nat: &Nat) -> Option<&str> {
     is_id(id).then_some(id)
 }
 
-fn is_id(text: &str) -> bool {
-    text.len() >= SHORT_ID_CHARS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
 /// The container for which a process holds a port.
 fn behind_proxy(holder: &Holder, claim: &Claim, known: &Known<'_>) -> Option<Owner> {
     let arguments = holder.cmdline.as_deref().unwrap_or_default();
@@ -177,19 +178,25 @@ fn behind_proxy(holder: &Holder, claim: &Claim, known: &Known<'_>) -> Option<Own
         }
         Proxy::Publisher => None,
         Proxy::Monitor => {
-            let id =
-                ["-c", "--cid"].iter().find_map(|name| value_of(arguments, name)).filter(|id| is_id(id))?;
-            let name = ["-n", "--name"].iter().find_map(|name| value_of(arguments, name));
+            let (id, name) = monitored(arguments)?;
             return Some(known.owner(id, name));
         }
-        Proxy::UserNetwork => behind_user_network(arguments, known),
+        Proxy::Inside => known.forwarded_by(holder.pid),
+        Proxy::UserNetwork => {
+            known.forwarded_by(holder.pid).or_else(|| behind_user_network(arguments, known))
+        }
     };
     let id = told.or_else(|| known.publishing(claim.protocol, claim.address, claim.port))?;
     Some(known.owner(&id, None))
 }
 
-/// pasta(1) and slirp4netns(1) are told the namespace that they serve: by a process in it, or by a path.
+/// pasta(1) and slirp4netns(1) are told the namespace that they serve: by a process in it, or by a path. Podman names the socket after the
+/// container by which it tells slirp4netns of ports.
 fn behind_user_network(arguments: &[String], known: &Known<'_>) -> Option<String> {
+    let socket = value_of(arguments, "--api-socket").and_then(|path| path.rsplit('/').next());
+    if let Some(id) = socket.and_then(|name| name.strip_suffix(".net")).filter(|id| is_id(id)) {
+        return Some(id.to_owned());
+    }
     let place = arguments.iter().skip(1).find_map(|argument| {
         let argument = argument.strip_prefix("--netns=").unwrap_or(argument);
         let pid = argument.strip_prefix("/proc/").and_then(|rest| rest.split('/').next()).unwrap_or(argument);
@@ -199,12 +206,6 @@ fn behind_user_network(arguments: &[String], known: &Known<'_>) -> Option<String
         })
     });
     place.map(|place| place.container.clone())
-}
-
-fn value_of<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
-    let mut arguments = arguments.iter();
-    arguments.find(|argument| *argument == name)?;
-    arguments.next().map(String::as_str)
 }
 
 #[cfg(test)]
@@ -301,7 +302,10 @@ mod tests {
             netns: 7,
             addresses: vec![[172, 17, 0, 2].into()],
             container: ID.to_owned(),
+            name: None,
+            resident: 5,
             pids: vec![5],
+            forwarders: Vec::new(),
             mounts: Vec::new(),
         };
         let silent = Known { containers: &[], places: std::slice::from_ref(&place) };
@@ -323,7 +327,10 @@ mod tests {
             netns: 7,
             addresses: vec![[10, 0, 2, 100].into()],
             container: "0badcafe0badcafe".to_owned(),
+            name: None,
+            resident: 55,
             pids: vec![55],
+            forwarders: vec![10],
             mounts: vec!["/run/user/1/netns/netns-1".to_owned()],
         }];
         let known = Known { containers: &listed, places: &places };
@@ -332,6 +339,10 @@ mod tests {
             let proxy = Claim { port, holders: vec![Holder { cmdline, ..holder(9, comm) }], ..claim() };
             of_socket(&proxy, &known, false)
         };
+        for comm in ["rootlessport", "passt.avx2"] {
+            let forwards = Claim { port: 1, holders: vec![holder(10, comm)], ..claim() };
+            assert_eq!(named(&of_socket(&forwards, &known, false)).1, Some("0badcafe0bad"), "{comm}");
+        }
         for (comm, port, arguments, name) in [
             (
                 "docker-proxy",
@@ -341,7 +352,13 @@ mod tests {
             ),
             ("docker-proxy", 8081, &["docker-proxy"], "web"),
             ("dockerd", 8081, &["dockerd"], "web"),
-            ("rootlessport", 8081, &["rootlessport"], "web"),
+            ("rootlesskit", 8081, &["rootlesskit"], "web"),
+            (
+                "slirp4netns",
+                1,
+                &["slirp4netns", "--api-socket", &format!("/run/user/1/libpod/tmp/{ID}.net"), "tap0"],
+                "web",
+            ),
             ("pasta", 1, &["pasta", "--config-net", "--netns", "/run/user/1/netns/netns-1"], "0badcafe0bad"),
             ("pasta", 1, &["pasta", "/proc/55/ns/net"], "0badcafe0bad"),
             ("slirp4netns", 1, &["slirp4netns", "--mtu=65520", "55", "tap0"], "0badcafe0bad"),
@@ -359,6 +376,7 @@ mod tests {
             ("dockerd", &["dockerd"][..]),
             ("docker-proxy", &["docker-proxy", "-container-ip", "x"]),
             ("conmon", &["conmon", "-c", "../../etc", "-n", "db"]),
+            ("slirp4netns", &["slirp4netns", "--api-socket", "/tmp/../../etc.net", "tap0"]),
             ("nc", &["nc"]),
         ] {
             assert_eq!(named(&by(comm, 1, arguments)), (OwnerType::Process, Some(comm)));

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::owner::SHORT_ID_CHARS;
 use crate::model::claim::{Claim, Verdict};
 use crate::model::container::Proxy;
+use crate::model::container::SHORT_ID_CHARS;
 use crate::model::process::Holder;
 use crate::model::reap::{Doomed, Held};
 use crate::model::socket::ClaimKind;

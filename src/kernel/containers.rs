@@ -3,7 +3,7 @@
 //!
 //! It is asked only where a claim leads to a container, never needed, and never waited for: an engine that hangs is left alone for a while.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,9 +14,10 @@ use serde::{Deserialize, Deserializer};
 
 use super::mounts::NetnsMount;
 use super::netns::{self, Inhabitants, NetnsEntry};
-use super::{process, surroundings, unix_http};
-use crate::model::container::{Container, Place, Published};
+use super::{descriptors, process, surroundings, unix_http};
+use crate::model::container::{Container, Place, Proxy, Published, monitored};
 use crate::model::netns::NetnsKey;
+use crate::model::process::Holder;
 use crate::model::socket::Protocol;
 use crate::model::surroundings::LocalAddress;
 
@@ -88,19 +89,63 @@ impl Engines {
     }
 }
 
-/// Which containers live in these namespaces, and at which addresses. A container without a process is not found.
-pub fn places(mut entries: Vec<NetnsEntry>, inhabitants: &Inhabitants, mounts: &[NetnsMount]) -> Vec<Place> {
+/// The one network namespace that a program forwards to, as it shows itself: rootlessport runs in it, pasta has a descriptor of it.
+pub fn forwards_to(holder: &Holder) -> Option<u64> {
+    match Proxy::named(holder.comm.as_deref()?)? {
+        Proxy::Inside => netns::of_process(holder.pid).ok(),
+        Proxy::UserNetwork => {
+            let scan = descriptors::scan(&[holder.pid], Some(&HashSet::new()), 1);
+            let mut namespaces = scan.netns.into_keys();
+            namespaces.next().filter(|_| namespaces.next().is_none())
+        }
+        Proxy::Docker | Proxy::Publisher | Proxy::Monitor => None,
+    }
+}
+
+/// A container that lives somewhere.
+#[derive(Clone)]
+struct Resident {
+    pid: u32,
+    container: String,
+    name: Option<String>,
+}
+
+/// The container in which a process is: by its control group, or as the first one that a monitor started. What forwards to a container
+/// is in none.
+fn resident(pid: u32) -> Option<Resident> {
+    if process::glance(pid).ok().and_then(|glance| Proxy::named(&glance.comm)).is_some() {
+        return None;
+    }
+    if let Some(container) = process::container(pid) {
+        return Some(Resident { pid, container, name: None });
+    }
+    let (_, parent) = process::parentage(pid).ok()?;
+    process::glance(parent).ok().filter(|glance| Proxy::named(&glance.comm) == Some(Proxy::Monitor))?;
+    let arguments = process::arguments(parent)?;
+    let (id, name) = monitored(&arguments)?;
+    Some(Resident { pid, container: id.to_owned(), name: name.map(str::to_owned) })
+}
+
+/// Which containers live in these namespaces, at which addresses, and who of `forwarders` forwards to each. A container without a process is
+/// not found.
+pub fn places(
+    mut entries: Vec<NetnsEntry>,
+    inhabitants: &Inhabitants,
+    mounts: &[NetnsMount],
+    forwarders: &[(u32, u64)],
+) -> Vec<Place> {
     let inhabited = |entry: &NetnsEntry| {
         let pids = inhabitants.get(&entry.key.inode)?;
-        Some((pids.clone(), pids.iter().find_map(|pid| process::container(*pid))?))
+        Some((pids.clone(), pids.iter().find_map(|pid| resident(*pid))?))
     };
-    let homes: HashMap<NetnsKey, (Vec<u32>, String)> =
+    let homes: HashMap<NetnsKey, (Vec<u32>, Resident)> =
         entries.iter().filter_map(|entry| Some((entry.key, inhabited(entry)?))).collect();
     entries.retain(|entry| homes.contains_key(&entry.key));
     // One that cannot be entered is a gap of the look that this belongs to.
     let (found, _) = netns::visit(&entries, |_| surroundings::addresses());
     let place = |(key, addresses): (NetnsKey, Vec<LocalAddress>)| {
-        let (pids, container) = homes.get(&key)?.clone();
+        let (pids, Resident { pid, container, name }) = homes.get(&key)?.clone();
+        let forwarders = forwarders.iter().filter(|(_, inode)| *inode == key.inode);
         let mounted = mounts.iter().filter(|mount| mount.inode == key.inode);
         // Every namespace has those of loopback.
         let addresses = addresses.iter().map(|local| local.address).filter(|own| !own.is_loopback());
@@ -108,7 +153,10 @@ pub fn places(mut entries: Vec<NetnsEntry>, inhabitants: &Inhabitants, mounts: &
             netns: key.inode,
             addresses: addresses.collect(),
             container,
+            name,
+            resident: pid,
             pids,
+            forwarders: forwarders.map(|(pid, _)| *pid).collect(),
             mounts: mounted.map(|mount| mount.mount_point.display().to_string()).collect(),
         })
     };

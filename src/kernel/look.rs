@@ -560,17 +560,21 @@ impl Look<'_> {
         }
         let (containers, silent) = self.reader.engines.containers();
         self.gaps.extend(silent.into_iter().map(Gap::Containers));
-        (containers, if leads_on { self.places() } else { Vec::new() })
+        let forwarders: Vec<(u32, u64)> = holders
+            .iter()
+            .filter_map(|holder| Some((holder.pid, containers::forwards_to(holder)?)))
+            .collect();
+        (containers, if leads_on { self.places(&forwarders) } else { Vec::new() })
     }
 
-    fn places(&self) -> Vec<Place> {
+    fn places(&self, forwarders: &[(u32, u64)]) -> Vec<Place> {
         // A look at home has asked for neither.
         let asked =
             self.inhabitants.is_empty().then(|| (inhabitants(&mut Vec::new()), own_mounts(&mut Vec::new())));
         let (inhabitants, mounts) =
             asked.as_ref().map_or((&self.inhabitants, &self.mounts), |(all, mounts)| (all, mounts));
         let entries = netns::merge(self.own, inhabitants, mounts, &self.plan.netns_descriptors);
-        containers::places(entries, inhabitants, mounts)
+        containers::places(entries, inhabitants, mounts, forwarders)
     }
 
     fn finish(mut self, taken_at: Timestamp, found: Holders) -> Findings {

@@ -335,6 +335,11 @@ pub fn container(pid: u32) -> Option<String> {
     cgroup_path::container(&cgroup_of(&open(pid).ok()?)?)
 }
 
+/// The arguments of a process, unmasked: for what is looked up in them, and never shown.
+pub fn arguments(pid: u32) -> Option<Vec<String>> {
+    Some(split_cmdline(&read_file(&open(pid).ok()?, "cmdline", CMDLINE_BYTES.into()).ok()?))
+}
+
 fn cgroup_of(dir: &ProcDir) -> Option<String> {
     cgroup_path::from_proc(&cgroup_text(dir)?)
 }

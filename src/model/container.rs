@@ -41,8 +41,14 @@ pub struct Place {
     pub addresses: Vec<IpAddr>,
     /// Id of the container.
     pub container: String,
-    /// Processes in it, some.
+    /// Its name, where its monitor tells it.
+    pub name: Option<String>,
+    /// A process of the container.
+    pub resident: u32,
+    /// Processes in the namespace, some.
     pub pids: Vec<u32>,
+    /// Programs elsewhere that forward into it, and into no other.
+    pub forwarders: Vec<u32>,
     /// Where it is mounted, as far as known.
     pub mounts: Vec<String>,
 }
@@ -56,7 +62,9 @@ pub enum Proxy {
     Publisher,
     /// conmon(8), which keeps a socket on the ports that Podman publishes by rules: its arguments name the container.
     Monitor,
-    /// A network stack for one namespace, which its arguments name: pasta(1), slirp4netns(1).
+    /// Podman's rootlessport: it runs in the network namespace of the one container that it forwards to, and listens in another.
+    Inside,
+    /// A network stack for one namespace, which its arguments or its descriptors tell: pasta(1), slirp4netns(1).
     UserNetwork,
 }
 
@@ -66,12 +74,36 @@ impl Proxy {
         match comm {
             "docker-proxy" => Some(Proxy::Docker),
             // rootlesskit's child runs as /proc/self/exe.
-            "dockerd" | "rootlessport" | "rootlessport-child" | "rootlesskit" | "exe" => {
-                Some(Proxy::Publisher)
-            }
+            "dockerd" | "rootlesskit" | "exe" => Some(Proxy::Publisher),
+            "rootlessport" | "rootlessport-child" => Some(Proxy::Inside),
             "conmon" => Some(Proxy::Monitor),
-            "pasta" | "pasta.avx2" | "passt" | "slirp4netns" => Some(Proxy::UserNetwork),
+            // pasta is a link to passt, and the faster one of two programs replaces it: it has that one's name then.
+            "pasta" | "pasta.avx2" | "passt" | "passt.avx2" | "slirp4netns" => Some(Proxy::UserNetwork),
             _ => None,
         }
     }
+}
+
+/// Characters of a container's whole id.
+const ID_CHARS: usize = 64;
+/// Characters of it that runtimes show and take.
+pub const SHORT_ID_CHARS: usize = 12;
+
+/// Whether this is a container's id, or the beginning of one.
+pub fn is_id(text: &str) -> bool {
+    (SHORT_ID_CHARS..=ID_CHARS).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The argument after this one.
+pub fn value_of<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
+    let mut arguments = arguments.iter();
+    arguments.find(|argument| *argument == name)?;
+    arguments.next().map(String::as_str)
+}
+
+/// The container that a monitor with these arguments watches, and its name (conmon(8)).
+pub fn monitored(arguments: &[String]) -> Option<(&str, Option<&str>)> {
+    let value = |names: [&str; 2]| names.iter().find_map(|name| value_of(arguments, name));
+    let id = value(["-c", "--cid"]).filter(|id| is_id(id))?;
+    Some((id, value(["-n", "--name"])))
 }
