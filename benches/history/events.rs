@@ -245,6 +245,6 @@ fn holder(number: u64, started: Timestamp) -> Holder {
         ancestry: [(4100, "go"), (4000, "bash"), (3900, "Runner.Worker"), (1, "systemd")]
             .map(|(pid, comm)| Ancestor { pid: pid + (number / 64 % 10_000) as u32, comm: comm.to_owned() })
             .into(),
-        ..Holder::unknown(4121 + (number % 4_000_000) as u32, 0)
+        ..Holder::unknown(4121 + (number % 4_000_000) as u32)
     }
 }

@@ -111,9 +111,9 @@ pub(super) struct ReportOptions {
     /// The CI system, where several have a job of this id
     #[arg(long, value_name = "CI")]
     ci: Option<String>,
-    /// How to write it
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    /// How to write it [default: text, or as the name of the file ends: .json, .html]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// The same as --format json
     #[arg(long, conflicts_with = "format")]
     json: bool,
@@ -123,6 +123,17 @@ pub(super) struct ReportOptions {
     /// Read this file, and ask no daemon
     #[arg(long, value_name = "FILE")]
     db: Option<PathBuf>,
+}
+
+impl ReportOptions {
+    fn format(&self) -> Format {
+        let named = || {
+            let name = self.output.as_ref()?.extension()?.to_str()?;
+            Format::from_str(name, true).ok()
+        };
+        let asked = if self.json { Some(Format::Json) } else { self.format };
+        asked.or_else(named).unwrap_or(Format::Text)
+    }
 }
 
 /// The evidence of a job.
@@ -137,8 +148,7 @@ pub(super) fn report(options: &ReportOptions) -> Result<u8, Failure> {
             .map_err(|error| format!("{nobody}{error}"))
     })?;
     let zone = super::zone();
-    let text = match options.format {
-        _ if options.json => serde_json::to_string_pretty(&report).map_err(|error| error.to_string())? + "\n",
+    let text = match options.format() {
         Format::Json => serde_json::to_string_pretty(&report).map_err(|error| error.to_string())? + "\n",
         Format::Html => report::evidence_html(&report, &zone),
         Format::Text => report::evidence(&report, &zone),

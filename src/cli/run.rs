@@ -176,7 +176,7 @@ fn told(options: &Options, end: End, left: &[ProcessId], reader: &Reader) -> Run
     }
     let mut ports = ports(left, reader, &mut run.incomplete);
     let leftover = |id: &ProcessId| {
-        let process = reader.describe(id.pid, 0);
+        let process = reader.describe(id.pid, None);
         // It may have ended by now, and then nothing of it is left.
         process::parentage(id.pid).is_ok_and(|(now, _)| now == *id).then(|| Leftover {
             process,
@@ -273,7 +273,7 @@ fn note(run: &mut Run, id: ProcessId, ended: &'static str, reader: &Reader) {
     match run.left.iter_mut().find(|left| left.process.pid == id.pid) {
         Some(left) => left.ended = Some(ended),
         None => {
-            let process = reader.describe(id.pid, 0);
+            let process = reader.describe(id.pid, None);
             run.left.push(Leftover { process, ports: Vec::new(), ended: Some(ended) });
         }
     }

@@ -414,8 +414,16 @@ impl<'a> Rows<'a> {
             Some((pid, start, ppid, program, ancestry)) => {
                 let ancestry: Vec<Ancestor> = self.text(ancestry)?.unwrap_or_default();
                 let program = self.program(program)?;
-                let program = program.map_or_else(|| Holder::unknown(pid, 0), |it| Holder::clone(&it));
-                Some(Arc::new(Holder { pid, ppid, start_time: start.map(moment), ancestry, ..program }))
+                let program = program.map_or_else(|| Holder::unknown(pid), |it| Holder::clone(&it));
+                // A file of an older agent says 0.
+                Some(Arc::new(Holder {
+                    pid,
+                    ppid,
+                    fd: None,
+                    start_time: start.map(moment),
+                    ancestry,
+                    ..program
+                }))
             }
             None => None,
         };

@@ -52,7 +52,7 @@ pub(super) struct More {
 
 /// What processes of one program share: a [`Holder`] without its number, times and ancestors.
 pub(super) fn program(holder: &Holder) -> Holder {
-    Holder { pid: 0, fd: 0, start_time: None, ppid: None, ancestry: Vec::new(), ..holder.clone() }
+    Holder { pid: 0, fd: None, start_time: None, ppid: None, ancestry: Vec::new(), ..holder.clone() }
 }
 
 /// A status as wait(2) tells it.

@@ -112,7 +112,7 @@ fn who_had_it_then_is_found_however_long_it_lasted() {
 }
 
 fn conflict(id: u64, second: i64) -> Conflict {
-    let holder = Holder::unknown(7, 0);
+    let holder = Holder::unknown(7);
     let loser = Loser {
         pid: holder.pid,
         start_time: None,
@@ -154,7 +154,7 @@ fn what_is_too_old_goes_with_all_that_only_it_named() {
     let mut store = Store::open(&path).unwrap();
     let day = 86_400;
     for n in 0..300u64 {
-        let holder = Holder { comm: Some(format!("program {n}")), ..Holder::unknown(n as u32, 0) };
+        let holder = Holder { comm: Some(format!("program {n}")), ..Holder::unknown(n as u32) };
         let hold = Hold { holder: Some(holder.into()), ..ended(n + 1, n as i64 * day / 100, 10) };
         let told = Record::Conflict(conflict(1000 + n, n as i64 * day / 100).into());
         store.apply(vec![record(hold), (told, None)], at(n as i64 * day / 100)).unwrap();
@@ -186,7 +186,7 @@ fn a_file_that_is_too_large_shrinks_and_keeps_the_newest() {
     for batch in 0..40u64 {
         let records = (0..1000).map(|n| {
             let id = batch * 1000 + n + 1;
-            let holder = Holder { comm: Some(format!("program {id}")), ..Holder::unknown(id as u32, 0) };
+            let holder = Holder { comm: Some(format!("program {id}")), ..Holder::unknown(id as u32) };
             record(Hold { holder: Some(holder.into()), ..ended(id, id as i64, 1) })
         });
         store.apply(records.collect(), at(batch as i64 * 1000)).unwrap();

@@ -35,6 +35,8 @@ pub fn plan(claims: &[Claim], wish: &Wish) -> Vec<Doomed> {
     for claim in claims.iter().filter(holds).filter(meant) {
         let Some(socket) = &claim.socket else { continue };
         for holder in &claim.holders {
+            // What cannot be proven at the last moment is not ended.
+            let Some(fd) = holder.fd else { continue };
             let entry = doomed.entry(holder.pid).or_insert_with(|| Doomed {
                 pid: holder.pid,
                 start_time: holder.start_time,
@@ -52,7 +54,7 @@ pub fn plan(claims: &[Claim], wish: &Wish) -> Vec<Doomed> {
                 address: claim.address,
                 port: claim.port,
                 netns: claim.netns.clone(),
-                fd: holder.fd,
+                fd,
                 inode: socket.inode,
                 reason: format!("{}: {}", claim.verdict.as_str(), claim.reason),
             });

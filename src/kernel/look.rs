@@ -590,8 +590,8 @@ impl Look<'_> {
         let mut by_pid: HashMap<u32, Holder> = HashMap::new();
         let described = shown
             .map(|held| {
-                let holder = by_pid.entry(held.pid).or_insert_with(|| reader.describe(held.pid, held.fd));
-                (*held, Holder { fd: held.fd, ..holder.clone() })
+                let holder = by_pid.entry(held.pid).or_insert_with(|| reader.describe(held.pid, None));
+                (*held, Holder { fd: Some(held.fd), ..holder.clone() })
             })
             .collect();
         let holders: Vec<&Holder> = by_pid.values().collect();
@@ -615,7 +615,7 @@ impl Look<'_> {
                 .iter()
                 .filter_map(|path| Some((path.clone(), oom::kills(path)?)))
                 .collect(),
-            also: self.plan.also.iter().map(|pid| (*pid, reader.describe(*pid, 0))).collect(),
+            also: self.plan.also.iter().map(|pid| (*pid, reader.describe(*pid, None))).collect(),
             containers,
             places,
             gaps: self.gaps,

@@ -166,8 +166,8 @@ impl Reader {
     }
 
     /// Describes a holder for people. What cannot be read is `None`; the ancestry is the caller's to add.
-    pub fn describe(&self, pid: u32, fd: u32) -> Holder {
-        let mut holder = Holder::unknown(pid, fd);
+    pub fn describe(&self, pid: u32, fd: Option<u32>) -> Holder {
+        let mut holder = Holder { fd, ..Holder::unknown(pid) };
         let Ok(dir) = open(pid) else { return holder };
         if let Ok(stat) = dir.stat() {
             holder.start_time = self.clock.at_ticks(stat.starttime);
@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(process.id.start, start(pid).unwrap());
         assert!(process.variables.get("PATH").is_some(), "a listed variable is kept");
         assert!(process.variables.get("HOME").is_none(), "no other is");
-        let holder = reader.describe(pid, 0);
+        let holder = reader.describe(pid, None);
         assert_eq!(holder.cwd, std::env::current_dir().ok().map(|path| path.display().to_string()));
         assert!(pids().unwrap().contains(&pid));
     }
@@ -390,6 +390,6 @@ mod tests {
     #[test]
     fn a_process_that_does_not_exist_has_vanished() {
         assert_eq!(Reader::new([]).read(4_194_304), Err(Unreadable::Vanished));
-        assert_eq!(Reader::new([]).describe(4_194_304, 3).comm, None);
+        assert_eq!(Reader::new([]).describe(4_194_304, None).comm, None);
     }
 }

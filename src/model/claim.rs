@@ -332,7 +332,7 @@ pub(crate) mod fixtures {
             binder: None,
             holders: vec![Holder {
                 pid: 4121,
-                fd: 7,
+                fd: Some(7),
                 start_time: Some("2026-11-21T13:49:59Z".parse().unwrap()),
                 ppid: Some(1),
                 uid: Some(1001),
@@ -371,7 +371,7 @@ pub(crate) mod fixtures {
     }
 
     pub(crate) fn holder(pid: u32, comm: &str) -> Holder {
-        Holder { pid, comm: Some(comm.to_owned()), ..Holder::unknown(pid, 3) }
+        Holder { pid, comm: Some(comm.to_owned()), fd: Some(3), ..Holder::unknown(pid) }
     }
 
     pub(crate) fn github(state: JobState, id: &str) -> Job {

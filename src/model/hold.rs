@@ -186,7 +186,7 @@ pub(crate) mod fixtures {
 
     /// A listener on 8081 that goes on.
     pub(crate) fn hold(id: u64, pid: u32) -> Hold {
-        let holder = Holder { comm: Some("gateway".to_owned()), ..Holder::unknown(pid, 0) };
+        let holder = Holder { comm: Some("gateway".to_owned()), ..Holder::unknown(pid) };
         Hold {
             id,
             from: at(0),

@@ -129,8 +129,8 @@ pub struct Ancestor {
 pub struct Holder {
     /// Process id.
     pub pid: u32,
-    /// The descriptor under which it has the socket open (the lowest, if several).
-    pub fd: u32,
+    /// The descriptor under which it has the socket open (the lowest, if several); `None` where it was not looked for.
+    pub fd: Option<u32>,
     /// Start of the process.
     pub start_time: Option<Timestamp>,
     /// Parent now; a process whose parent ended belongs to pid 1 or a subreaper.
@@ -160,10 +160,10 @@ pub struct Holder {
 
 impl Holder {
     /// One of which nothing more is known.
-    pub fn unknown(pid: u32, fd: u32) -> Self {
+    pub fn unknown(pid: u32) -> Self {
         Holder {
             pid,
-            fd,
+            fd: None,
             start_time: None,
             ppid: None,
             uid: None,

@@ -56,7 +56,7 @@ const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid #8884; }
-td { overflow-wrap: anywhere; } code { font-size: .9em; overflow-wrap: anywhere; } .bad { font-weight: 600; } div { overflow-x: auto; }
+td { overflow-wrap: anywhere; } code { font-size: .9em; overflow-wrap: anywhere; } .said { font-weight: 600; } div { overflow-x: auto; }
 ";
 
 /// As one HTML file: its style is in it, and it has no script.
@@ -85,7 +85,7 @@ pub fn evidence_html(report: &JobReport, zone: &TimeZone) -> String {
     }
     page += "<ul>\n";
     for sentence in &report.summary {
-        let _ = writeln!(page, "<li class=\"bad\">{}</li>", html(sentence));
+        let _ = writeln!(page, "<li class=\"said\">{}</li>", html(sentence));
     }
     for gap in &report.incomplete {
         let _ = writeln!(page, "<li>Not seen: {}</li>", html(gap));
@@ -196,7 +196,7 @@ mod tests {
         let holder = Holder {
             comm: Some("<img src=x>".to_owned()),
             cmdline: Some(vec!["a\u{202e}b".to_owned(), "\u{1b}]0;".to_owned()]),
-            ..Holder::unknown(7, 0)
+            ..Holder::unknown(7)
         };
         let lost = Hold {
             until: Some(at(9)),

@@ -143,7 +143,7 @@ mod tests {
             cmdline: Some(vec!["gateway".to_owned(), "--port\n8081".to_owned()]),
             user: Some("runner".to_owned()),
             container: Some("c0ffee".to_owned()),
-            ..Holder::unknown(7, 0)
+            ..Holder::unknown(7)
         };
         let lost = Hold {
             until: Some(at(420)),

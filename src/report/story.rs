@@ -302,7 +302,9 @@ fn tell_holder(text: &mut String, holder: &Holder, how: &Told<'_>) {
         (None, Some(uid)) => who += &format!(", uid {uid}"),
         (None, None) => {}
     }
-    who += &format!(", fd {}", holder.fd);
+    if let Some(fd) = holder.fd {
+        who += &format!(", fd {fd}");
+    }
     if let Some(start) = holder.start_time {
         who += &format!(", started {}", words::moment(start, how.now, how.zone));
     }

@@ -72,9 +72,8 @@ fn the_evidence_of_a_job_names_everything_that_happened_to_it() {
         assert!(text.contains(words), "{words}: {text}");
     }
     let file = daemon.directory.path().join("ports.html");
-    let (code, stdout, _) = run(daemon
-        .ask(&["report", "--job", "eventful", "--ci", "custom", "--format", "html", "-o"])
-        .arg(&file));
+    let (code, stdout, _) =
+        run(daemon.ask(&["report", "--job", "eventful", "--ci", "custom", "-o"]).arg(&file));
     assert_eq!((code, stdout.as_str()), (0, ""));
     let page = fs::read_to_string(&file).unwrap();
     assert!(page.starts_with("<!doctype html>") && page.contains(&format!("127.0.0.1:{leaked}")), "{page}");

@@ -114,7 +114,7 @@ impl Engine {
         comm: Option<String>,
         ppid: Option<u32>,
     ) -> Holder {
-        let mut holder = Holder { comm, ppid, ..Holder::unknown(pid, 0) };
+        let mut holder = Holder { comm, ppid, ..Holder::unknown(pid) };
         holder.start_time = start.and_then(|start| self.clock.at_ticks(start));
         if let Some(process) = self.processes.remembered(pid, start) {
             holder.comm = holder.comm.or(Some(process.comm)).filter(|comm| !comm.is_empty());

@@ -81,7 +81,7 @@ mod tests {
     use crate::model::process::Holder;
 
     fn killed(id: u64, pid: u32, cgroup: &str) -> Hold {
-        let holder = Holder { cgroup: Some(cgroup.to_owned()), ..Holder::unknown(pid, 0) };
+        let holder = Holder { cgroup: Some(cgroup.to_owned()), ..Holder::unknown(pid) };
         let exit = Some(Exit { code: None, signal: Some(Exit::KILL) });
         Hold { end: Some(End::Exit), exit, holder: Some(holder.into()), ..hold(id, pid) }
     }

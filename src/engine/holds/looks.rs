@@ -132,7 +132,7 @@ impl Engine {
         let Some(shown) = open.hold.holder.as_ref() else { return self.first_holder(entry, findings) };
         let held = entry.holders.iter().find(|held| held.pid == shown.pid)?;
         let described = findings.described.get(held).filter(|now| now.comm.is_some())?;
-        Some(Arc::new(Holder { fd: 0, ancestry: shown.ancestry.clone(), ..described.clone() }))
+        Some(Arc::new(Holder { fd: None, ancestry: shown.ancestry.clone(), ..described.clone() }))
     }
 
     /// The sockets whose holders have yet to be described.
