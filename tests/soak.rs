@@ -92,10 +92,11 @@ fn after_storms_and_kills_the_agent_knows_what_the_kernel_knows_and_has_no_more_
         }
     });
     churn.run(Instant::now() + share(WARMS_UP), || ());
-    let warm = agent::figures(&daemon);
+    let over = if minutes < WARM_MINUTES { agent::A_WHILE } else { agent::A_LONGER_WHILE };
+    let warm = agent::figures(&daemon, over);
     churn.run(Instant::now() + share(GOES_ON), || ());
     eventually("no namespace is kept alive", || cables(&churn).is_empty().then_some(()));
-    let after = agent::figures(&daemon);
+    let after = agent::figures(&daemon, over);
 
     let sockets = agent::table_is_the_kernels(&daemon);
     let open = agent::open_holds_are_the_kernels(&daemon);

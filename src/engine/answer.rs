@@ -226,9 +226,8 @@ impl Engine {
         let id = owner.container.as_deref()?;
         let jobs = about.jobs_of_containers.get_or_init(|| self.processes.jobs_of_containers());
         // Not every container has a control group of its own.
-        let resident =
-            || about.known.places.iter().find(|place| place.container == id).map(|place| place.resident);
-        jobs.get(id).copied().or_else(|| self.processes.own_job(resident()?))
+        let first = || about.known.places.iter().find(|place| place.container == id)?.first;
+        jobs.get(id).copied().or_else(|| self.processes.own_job(first()?))
     }
 
     /// The jobs that share its port silently.

@@ -18,6 +18,9 @@ const MAX_CLOSED: usize = 8192;
 const MAX_ON_PORT: usize = 64;
 /// Open sockets that are remembered at the most: the kernel's closes may get lost.
 const MAX_OPEN: usize = 100_000;
+/// Events bear the moment of the kernel's last tick, and that of a host that was suspended is known to the tenth of a second: what seems to
+/// have happened so shortly before a look may have happened after it.
+pub(super) const UNSURE: SignedDuration = SignedDuration::from_millis(100);
 /// Whoever asked for a port is remembered this long,
 const ASKED_KEPT: SignedDuration = SignedDuration::from_hours(1);
 /// for so many ports,
@@ -136,7 +139,8 @@ impl BindTable {
         let gone: Vec<u64> = self
             .binds
             .values()
-            .filter(|bound| bound.until.is_none() && bound.at < looked_at && !is_there(bound.cookie))
+            .filter(|bound| bound.until.is_none() && looked_at.duration_since(bound.at) > UNSURE)
+            .filter(|bound| !is_there(bound.cookie))
             .map(|bound| bound.cookie)
             .collect();
         for cookie in gone {
@@ -300,5 +304,8 @@ mod tests {
             (None, true),
             "a look says nothing of what came after it"
         );
+        table.bound(3, 9, &bind(80), at(9) - UNSURE, by(7, "a"));
+        table.reconcile(|cookie| cookie == 2, at(9));
+        assert!(table.get(3).is_some(), "nor of what came a tick before it");
     }
 }

@@ -351,6 +351,12 @@ impl Engine {
             self.processes.settle_jobs();
         }
         self.ports.apply(findings);
+        // What was read of a process may be older than its end.
+        for pid in findings.holders.values().flatten().map(|held| held.pid) {
+            if let Some(at) = self.processes.ended_since(pid, findings.taken_at) {
+                self.ports.exited(pid, at);
+            }
+        }
         self.nat.apply(findings);
         if findings.all_netns && findings.query.ports.is_none() && findings.query.depth == Depth::Everything {
             let seen: HashSet<u64> = self.ports.entries().map(|entry| entry.socket.key.cookie).collect();

@@ -165,7 +165,7 @@ impl PortTable {
 
     /// Holders that a look found. What an event told after the look began is kept beside them, to be looked at again.
     fn take_holders(&mut self, key: SocketKey, found: &[Descriptor], findings: &Findings) {
-        let Some(entry) = self.entries.get(&key) else { return };
+        let Some(entry) = self.entries.get(&key).filter(|entry| entry.socket.inode != 0) else { return };
         if entry.touched_at < findings.taken_at {
             let settled = !found.is_empty() || findings.read_everywhere;
             return self.set_holders(key, found.to_vec(), settled);
@@ -227,6 +227,12 @@ impl PortTable {
 
     /// A process was made: it has its parent's sockets open too, until it closes them.
     pub(super) fn forked(&mut self, parent: u32, child: u32, now: Timestamp) {
+        // Whoever had this pid before has ended.
+        for key in self.by_pid.remove(&child).into_iter().flatten() {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.holders.retain(|held| held.pid != child);
+            }
+        }
         let Some(keys) = self.by_pid.get(&parent).cloned() else { return };
         for key in &keys {
             if let Some(entry) = self.entries.get_mut(key) {
@@ -249,7 +255,7 @@ impl PortTable {
         let mut last_of = HashSet::new();
         for key in keys {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
-            (entry.settled, entry.touched_at) = (false, now);
+            (entry.settled, entry.touched_at) = (false, entry.touched_at.max(now));
             if entry.holders.iter().any(|held| held.pid != pid) {
                 entry.holders.retain(|held| held.pid != pid);
             } else {

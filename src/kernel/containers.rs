@@ -89,41 +89,50 @@ impl Engines {
     }
 }
 
-/// The one network namespace that a program forwards to, as it shows itself: rootlessport runs in it, pasta has a descriptor of it.
-pub fn forwards_to(holder: &Holder) -> Option<u64> {
-    match Proxy::named(holder.comm.as_deref()?)? {
-        Proxy::Inside => netns::of_process(holder.pid).ok(),
-        Proxy::UserNetwork => {
-            let scan = descriptors::scan(&[holder.pid], Some(&HashSet::new()), 1);
-            let mut namespaces = scan.netns.into_keys();
-            namespaces.next().filter(|_| namespaces.next().is_none())
+/// The one network namespace that a program forwards to, as it shows itself: rootlessport has a child there, pasta a descriptor of it.
+/// `listens_in` are those where its sockets are.
+pub fn forwards_to(holder: &Holder, listens_in: impl FnOnce() -> HashSet<u64>) -> Option<u64> {
+    let mut namespaces: HashSet<u64> = match Proxy::named(holder.comm.as_deref()?)? {
+        Proxy::Inside => {
+            process::children(holder.pid).into_iter().filter_map(|pid| netns::of_process(pid).ok()).collect()
         }
-        Proxy::Docker | Proxy::Publisher | Proxy::Monitor => None,
-    }
+        Proxy::UserNetwork => {
+            descriptors::scan(&[holder.pid], Some(&HashSet::new()), 1).netns.into_keys().collect()
+        }
+        Proxy::Docker | Proxy::Publisher | Proxy::Monitor => return None,
+    };
+    let own = listens_in();
+    namespaces.retain(|inode| !own.contains(inode));
+    namespaces.iter().next().copied().filter(|_| namespaces.len() == 1)
 }
 
 /// A container that lives somewhere.
 #[derive(Clone)]
 struct Resident {
-    pid: u32,
     container: String,
     name: Option<String>,
+    first: Option<u32>,
 }
 
-/// The container in which a process is: by its control group, or as the first one that a monitor started. What forwards to a container
-/// is in none.
+/// The container in which a process is: by its control group, or as one that a monitor started. What forwards to a container is in none.
 fn resident(pid: u32) -> Option<Resident> {
-    if process::glance(pid).ok().and_then(|glance| Proxy::named(&glance.comm)).is_some() {
+    let named = |pid| Proxy::named(&process::glance(pid).ok()?.comm);
+    if matches!(named(pid), Some(Proxy::Inside | Proxy::UserNetwork)) {
         return None;
     }
     if let Some(container) = process::container(pid) {
-        return Some(Resident { pid, container, name: None });
+        return Some(Resident { container, name: None, first: None });
     }
     let (_, parent) = process::parentage(pid).ok()?;
-    process::glance(parent).ok().filter(|glance| Proxy::named(&glance.comm) == Some(Proxy::Monitor))?;
-    let arguments = process::arguments(parent)?;
+    let arguments = process::arguments(parent).filter(|_| named(parent) == Some(Proxy::Monitor))?;
     let (id, name) = monitored(&arguments)?;
-    Some(Resident { pid, container: id.to_owned(), name: name.map(str::to_owned) })
+    // What is put into a container later has a monitor of its own.
+    let is_first = !arguments.iter().any(|argument| argument == "-e" || argument == "--exec");
+    Some(Resident {
+        container: id.to_owned(),
+        name: name.map(str::to_owned),
+        first: Some(pid).filter(|_| is_first),
+    })
 }
 
 /// Which containers live in these namespaces, at which addresses, and who of `forwarders` forwards to each. A container without a process is
@@ -144,7 +153,7 @@ pub fn places(
     // One that cannot be entered is a gap of the look that this belongs to.
     let (found, _) = netns::visit(&entries, |_| surroundings::addresses());
     let place = |(key, addresses): (NetnsKey, Vec<LocalAddress>)| {
-        let (pids, Resident { pid, container, name }) = homes.get(&key)?.clone();
+        let (pids, Resident { container, name, first }) = homes.get(&key)?.clone();
         let forwarders = forwarders.iter().filter(|(_, inode)| *inode == key.inode);
         let mounted = mounts.iter().filter(|mount| mount.inode == key.inode);
         // Every namespace has those of loopback.
@@ -154,7 +163,7 @@ pub fn places(
             addresses: addresses.collect(),
             container,
             name,
-            resident: pid,
+            first,
             pids,
             forwarders: forwarders.map(|(pid, _)| *pid).collect(),
             mounts: mounted.map(|mount| mount.mount_point.display().to_string()).collect(),

@@ -548,7 +548,11 @@ impl Look<'_> {
     }
 
     /// The containers that claims may lead to, and where those live that an address leads to.
-    fn containers(&mut self, holders: &[&Holder]) -> (Vec<Container>, Vec<Place>) {
+    fn containers(
+        &mut self,
+        holders: &[&Holder],
+        by_socket: &HashMap<SocketKey, Vec<Descriptor>>,
+    ) -> (Vec<Container>, Vec<Place>) {
         let is_proxy = |holder: &&Holder| holder.comm.as_deref().and_then(Proxy::named).is_some();
         let asked = self.plan.query.ports.clone().unwrap_or(0..=u16::MAX);
         let asked = RangeSet::range((*asked.start()).into()..=(*asked.end()).into());
@@ -560,9 +564,15 @@ impl Look<'_> {
         }
         let (containers, silent) = self.reader.engines.containers();
         self.gaps.extend(silent.into_iter().map(Gap::Containers));
+        let listens_in = |pid: u32| -> HashSet<u64> {
+            let own = by_socket.iter().filter(|(_, held)| held.iter().any(|held| held.pid == pid));
+            own.map(|(key, _)| key.netns.inode).collect()
+        };
         let forwarders: Vec<(u32, u64)> = holders
             .iter()
-            .filter_map(|holder| Some((holder.pid, containers::forwards_to(holder)?)))
+            .filter_map(|holder| {
+                Some((holder.pid, containers::forwards_to(holder, || listens_in(holder.pid))?))
+            })
             .collect();
         (containers, if leads_on { self.places(&forwarders) } else { Vec::new() })
     }
@@ -595,7 +605,7 @@ impl Look<'_> {
             })
             .collect();
         let holders: Vec<&Holder> = by_pid.values().collect();
-        let (containers, places) = self.containers(&holders);
+        let (containers, places) = self.containers(&holders, &found.by_socket);
         Findings {
             taken_at,
             query: self.plan.query.clone(),

@@ -340,6 +340,15 @@ pub fn arguments(pid: u32) -> Option<Vec<String>> {
     Some(split_cmdline(&read_file(&open(pid).ok()?, "cmdline", CMDLINE_BYTES.into()).ok()?))
 }
 
+/// The children of a process, where the kernel lists them (proc_pid_task_children, `CONFIG_PROC_CHILDREN`): each thread has its own.
+pub fn children(pid: u32) -> Vec<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
 fn cgroup_of(dir: &ProcDir) -> Option<String> {
     cgroup_path::from_proc(&cgroup_text(dir)?)
 }

@@ -43,8 +43,8 @@ pub struct Place {
     pub container: String,
     /// Its name, where its monitor tells it.
     pub name: Option<String>,
-    /// A process of the container.
-    pub resident: u32,
+    /// The first process of the container, where its monitor told who that is.
+    pub first: Option<u32>,
     /// Processes in the namespace, some.
     pub pids: Vec<u32>,
     /// Programs elsewhere that forward into it, and into no other.
@@ -62,7 +62,7 @@ pub enum Proxy {
     Publisher,
     /// conmon(8), which keeps a socket on the ports that Podman publishes by rules: its arguments name the container.
     Monitor,
-    /// Podman's rootlessport: it runs in the network namespace of the one container that it forwards to, and listens in another.
+    /// Podman's rootlessport: a child of it is in the network namespace of the one container that it forwards to, and it listens in another.
     Inside,
     /// A network stack for one namespace, which its arguments or its descriptors tell: pasta(1), slirp4netns(1).
     UserNetwork,

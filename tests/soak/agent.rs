@@ -13,8 +13,10 @@ use serde_json::Value;
 use crate::common::{Daemon, eventually, run};
 use crate::kernel;
 
-/// Figures are the least of so many readings, so that no look that goes on is counted.
-const READINGS: usize = 30;
+/// Figures are the least of what is read in a while, so that no look that goes on is counted; in a longer one memory that was freed is
+/// given back, which the agent does once a minute.
+pub(super) const A_WHILE: Duration = Duration::from_secs(3);
+pub(super) const A_LONGER_WHILE: Duration = Duration::from_secs(70);
 const BETWEEN: Duration = Duration::from_millis(100);
 
 /// What the agent has, and may not have more and more of.
@@ -56,7 +58,7 @@ pub(super) fn answer(daemon: &Daemon, question: &[&str]) -> Value {
 
 /// What it has while nothing happens.
 #[track_caller]
-pub(super) fn figures(daemon: &Daemon) -> Figures {
+pub(super) fn figures(daemon: &Daemon, over: Duration) -> Figures {
     let least = |one: Figures, other: Figures| Figures {
         descriptors: one.descriptors.min(other.descriptors),
         threads: one.threads.min(other.threads),
@@ -67,7 +69,8 @@ pub(super) fn figures(daemon: &Daemon) -> Figures {
         std::thread::sleep(BETWEEN);
         read(daemon.child.id())
     });
-    readings.take(READINGS).reduce(least).unwrap()
+    let end = Instant::now() + over;
+    readings.take_while(|_| Instant::now() < end).reduce(least).unwrap()
 }
 
 fn read(pid: u32) -> Figures {
@@ -135,7 +138,7 @@ pub(super) fn remembered(daemon: &Daemon) -> Remembered {
 /// The sockets whose holds go on, by the file: cookies, each with what is said of it.
 fn open_holds(daemon: &Daemon) -> BTreeMap<u64, String> {
     let (_, file) = history(daemon);
-    let sql = "SELECT key, concat_ws(' ', since, port, place, pid, program) FROM open JOIN holds ON holds.id = hold";
+    let sql = "SELECT key, concat_ws(' ', since, port, place, pid, program) FROM open LEFT JOIN holds ON holds.id = hold";
     let mut rows = file.prepare(sql).unwrap();
     let rows = rows.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?))).unwrap();
     // Those of rules have none.

@@ -6,14 +6,14 @@ use std::time::Instant;
 use super::fences::Parked;
 use super::pace::{
     BUSY_REST, EVERYTHING_EVERY, EVERYWHERE_EVERY, EVERYWHERE_REST, NEEDED_REST, PROCESSES_EVERY, QUIET_REST,
-    THOROUGH_REST, due,
+    THOROUGH_REST, TIDY_EVERY, due,
 };
 use super::{Cost, Loop, Message, Outside, Purpose, Reply, measured, source};
 use crate::engine::{Question, Unanswerable};
 use crate::kernel::look::{self, Everywhere, Findings, Plan, ProcessList};
 use crate::kernel::proc_events::fence;
 use crate::kernel::sock_diag::Depth;
-use crate::kernel::{Gap, Unreadable, descriptors};
+use crate::kernel::{Gap, Unreadable, descriptors, memory};
 
 impl<O: Outside> Loop<O> {
     pub(super) fn look_for(&mut self, question: Question, reply: Reply) {
@@ -32,8 +32,9 @@ impl<O: Outside> Loop<O> {
         let rest = if self.processes_told() { PROCESSES_EVERY } else { self.watch.interval };
         let now = Instant::now();
         let next = Some(now + rest.max(cost.cpu * self.rest()));
-        self.pace.next_processes = if std::mem::take(&mut self.pace.list_again) { None } else { next };
         self.pace.next_wanted_list = Some(now + self.watch.interval.max(cost.cpu * BUSY_REST));
+        let again = std::mem::take(&mut self.pace.list_again);
+        self.pace.next_processes = if again { self.pace.next_wanted_list } else { next };
         let status = self.source(source::PROCESSES);
         status.why = list.gaps.iter().find(|gap| matches!(gap, Gap::Processes(_))).map(ToString::to_string);
         (status.up, status.took) = (status.why.is_none(), Some(cost.took));
@@ -55,11 +56,11 @@ impl<O: Outside> Loop<O> {
             self.pace.next_busy_look = Some(now + plain * BUSY_REST);
             let next = Some(now + interval.max(plain * self.rest()));
             let again = std::mem::take(&mut self.pace.look_again);
-            self.pace.next_look = if again { None } else { next };
+            self.pace.next_look = if again { self.pace.next_busy_look } else { next };
             if depth == Depth::Everything && findings.is_ok() {
                 let next = Some(now + EVERYTHING_EVERY.max(cost.cpu * EVERYWHERE_REST));
-                self.pace.next_everything = if again { None } else { next };
                 self.pace.next_wanted_everything = Some(now + cost.cpu * BUSY_REST);
+                self.pace.next_everything = if again { self.pace.next_wanted_everything } else { next };
             }
             // What happened during the look may have happened behind its back.
             if std::mem::take(&mut self.pace.stirred) {
@@ -152,10 +153,19 @@ impl<O: Outside> Loop<O> {
         let (reader, messages) = (Arc::clone(&self.reader), self.messages.clone());
         self.fences.last = self.fences.last.wrapping_add(1);
         let number = self.fences.last;
+        // Storms and long answers leave memory in pieces that nothing else gives back.
+        let now = Instant::now();
+        let tidies = due(self.pace.next_tidy, now);
+        if tidies {
+            self.pace.next_tidy = Some(now + TIDY_EVERY);
+        }
         let hurry = self.hurry.clone();
         tokio::spawn(async move {
             let looked = tokio::task::spawn_blocking(move || {
                 let looked = measured(|| look::look(&plan, &reader).map(Box::new));
+                if tidies {
+                    memory::trim();
+                }
                 fence(number);
                 if let Some(hurry) = hurry {
                     hurry.now();

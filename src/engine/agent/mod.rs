@@ -217,8 +217,11 @@ impl<O: Outside> Loop<O> {
                 self.engine.events_lost(now);
                 // A look or a list that is under way may have been taken before: another one follows it.
                 (self.pace.look_again, self.pace.list_again) = (true, true);
-                (self.pace.next_processes, self.pace.next_look, self.pace.next_everything) =
-                    (None, None, None);
+                // Where they are lost without end, looks rest all the same.
+                let pace = &mut self.pace;
+                pace.next_processes = pace.next_processes.min(pace.next_wanted_list);
+                pace.next_look = pace.next_look.min(pace.next_busy_look);
+                pace.next_everything = pace.next_everything.min(pace.next_wanted_everything);
             }
             Message::EventsEnded(source, why) => self.events_ended(source, why),
             Message::Processes(list, cost) => self.processes_listed(list, cost),

@@ -21,6 +21,9 @@ pub(super) const BUSY_REST: u32 = 50;
 /// and while nothing happens 1/400.
 pub(super) const QUIET_REST: u32 = 400;
 
+/// Memory that was freed is given back this often, which takes milliseconds.
+pub(super) const TIDY_EVERY: Duration = Duration::from_secs(60);
+
 /// When which look may be taken again.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -45,6 +48,7 @@ pub(super) struct Pace {
     pub(super) next_thorough: Option<Instant>,
     pub(super) next_processes: Option<Instant>,
     pub(super) next_wanted_list: Option<Instant>,
+    pub(super) next_tidy: Option<Instant>,
     pub(super) next_notices: Option<Instant>,
 }
 

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::{Change, KeptHold, MAX_OPEN, Open, new};
 use crate::engine::Engine;
+use crate::engine::binds::UNSURE;
 use crate::engine::ports::Entry;
 use crate::judge::hold::Last;
 use crate::kernel::look::Findings;
@@ -168,7 +169,7 @@ impl Engine {
             let is_socket = matches!(key, HoldKey::Socket(_));
             is_socket
                 && (netns_gone || looked)
-                && hold.from < findings.taken_at
+                && findings.taken_at.duration_since(hold.from) > UNSURE
                 && self.entry_of(key, hold).is_none()
         };
         // A listener that listens no more may be bound still: a look into everything would tell.

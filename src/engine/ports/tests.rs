@@ -182,3 +182,50 @@ fn what_the_kernel_keeps_without_a_file_has_no_holder_and_no_heir() {
     table.forked(10, 11, at(2));
     assert!(table.get(&key).unwrap().holders.is_empty());
 }
+
+#[test]
+fn an_older_look_gives_no_holder_to_what_the_kernel_keeps_without_a_file() {
+    let mut table = PortTable::default();
+    let key = SocketKey { netns: NETNS, cookie: 1 };
+    let connection = Socket { state: SocketState::Established, ..listener(1, 80) };
+    let time_wait = Socket { state: SocketState::TimeWait, inode: 0, ..connection.clone() };
+    table.apply(&findings(5, Some(vec![time_wait])));
+    let mut older = findings(4, Some(vec![connection]));
+    older.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
+    table.apply(&older);
+    assert!(table.get(&key).unwrap().holders.is_empty());
+}
+
+#[test]
+fn a_process_that_has_the_pid_of_one_that_ended_inherits_nothing_of_it() {
+    let mut table = PortTable::default();
+    let key = SocketKey { netns: NETNS, cookie: 1 };
+    let mut first = findings(0, Some(vec![listener(1, 80), listener(2, 81)]));
+    first.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
+    first.holders.insert(SocketKey { cookie: 2, ..key }, vec![Descriptor { pid: 20, fd: 4 }]);
+    table.apply(&first);
+    assert!(table.exited(10, at(1)));
+    table.forked(20, 10, at(2));
+    assert!(table.get(&key).unwrap().holders.is_empty());
+    assert_eq!(table.by_pid[&10].len(), 1);
+}
+
+#[test]
+fn a_look_that_comes_in_late_brings_back_no_process_that_ended_meanwhile() {
+    use crate::config::Settings;
+    use crate::engine::{Engine, Watching};
+    use crate::kernel::clock::BootClock;
+    use crate::kernel::proc_events::ProcessEvent;
+
+    let mut engine = Engine::new(Settings::default().policy(), BootClock::read(), Watching::Continuously);
+    let key = SocketKey { netns: NETNS, cookie: 1 };
+    let mut look = findings(1, Some(vec![listener(1, 80)]));
+    look.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }]);
+    engine.findings(&look);
+    engine.event(ProcessEvent::Forked { parent: 10, child: 11 }, None, at(2));
+    look.taken_at = at(3);
+    look.holders.insert(key, vec![Descriptor { pid: 10, fd: 3 }, Descriptor { pid: 11, fd: 3 }]);
+    engine.event(ProcessEvent::Exited { pid: 11, exit: None }, None, at(4));
+    engine.findings(&look);
+    assert_eq!(engine.ports.get(&key).unwrap().holders, [Descriptor { pid: 10, fd: 3 }]);
+}

@@ -312,6 +312,12 @@ impl ProcessTable {
         told.is_some_and(|told| *told >= than)
     }
 
+    /// When this process ended, if that was told since then.
+    pub(super) fn ended_since(&self, pid: u32, moment: Timestamp) -> Option<Timestamp> {
+        let ended = self.ended.get(&pid).filter(|_| !self.records.contains_key(&pid));
+        ended.copied().filter(|ended| *ended >= moment)
+    }
+
     /// Forgets those that were no longer alive at that moment; answers who they were.
     pub(super) fn keep_only(&mut self, alive: &HashSet<u32>, at: Timestamp) -> Vec<u32> {
         let gone = |pid: &u32| !alive.contains(pid) && !self.is_newer(*pid, at);

@@ -37,8 +37,8 @@ struct {
 } slots SEC(".maps");
 
 /*
- * Open sockets whose binds were seen: a set, which is one line of the processor's cache, for the last bits of their cookies. Those
- * that live long stay where the many that live shortly pass. One that is pushed out is found by the next look.
+ * Open sockets whose binds were seen: a set of ways, which lie beside each other, for the last bits of their cookies. Those that live
+ * long stay where the many that live shortly pass. One that is pushed out is found by the next look.
  */
 #define SETS 16384
 #define WAYS 4
