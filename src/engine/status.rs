@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Engine, Leak};
+use crate::kernel::Gap;
 use crate::model::conflict::Cause;
 use crate::model::hold::End;
 use crate::model::job::JobState;
@@ -121,7 +122,12 @@ impl Engine {
             shared: self.shared.len(),
             counters,
             sources: BTreeMap::new(),
-            incomplete: self.known_gaps().map(ToString::to_string).collect(),
+            // pid 1 is of no job, and where it alone may hold a port no holder is named.
+            incomplete: self
+                .known_gaps()
+                .filter(|gap| **gap != Gap::DescriptorsOfInit)
+                .map(ToString::to_string)
+                .collect(),
         }
     }
 }
