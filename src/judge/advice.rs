@@ -87,7 +87,7 @@ fn for_holder(claim: &Claim, sight: Sight<'_>) -> Option<String> {
                 made_in(claim)
             )
         } else {
-            "No process was found that has it open: as root, and with the daemon, sniffer sees more."
+            "No process was found that has it open; what could not be seen may have it: as root, and with the daemon, sniffer sees more."
                 .to_owned()
         });
     };
