@@ -153,9 +153,9 @@ impl<O: Outside> Loop<O> {
         let (reader, messages) = (Arc::clone(&self.reader), self.messages.clone());
         self.fences.last = self.fences.last.wrapping_add(1);
         let number = self.fences.last;
-        // Storms and long answers leave memory in pieces that nothing else gives back.
+        // Storms and long answers leave memory in pieces that nothing else gives back. Nobody waits for this kind of look.
         let now = Instant::now();
-        let tidies = due(self.pace.next_tidy, now);
+        let tidies = matches!(purpose, Purpose::Interval(_)) && due(self.pace.next_tidy, now);
         if tidies {
             self.pace.next_tidy = Some(now + TIDY_EVERY);
         }
